@@ -1,0 +1,56 @@
+"""Ids are derived, not random: a replay writes the same ids, so consumers can be idempotent.
+
+Each id is the first 32 hex digits (128 bits) of SHA-256 over the kind and the parts, separated by U+001F, which the
+grammar of ids does not allow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from seawall.core.errors import Poison
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+_ITEM_ID = re.compile(r"[a-z0-9/_-]{1,64}\Z")
+
+
+def _derive(kind: str, *parts: str) -> str:
+    return hashlib.sha256("\x1f".join((kind, *parts)).encode()).hexdigest()[:32]
+
+
+def signal_id(generation_id: str, attempt: int, stage: str) -> str:
+    """The id of a stage's signal for one generation attempt, 32 hex digits."""
+    return _derive("signal", generation_id, str(attempt), stage)
+
+
+def decision_id(generation_id: str, attempt: int, policy_digest: str) -> str:
+    """The id of the joint decision for one generation attempt under one policy, 32 hex digits."""
+    return _derive("decision", generation_id, str(attempt), policy_digest)
+
+
+def amendment_id(signal: str, topic: str, partition: int, offset: int, policy_digest: str) -> str:
+    """The id of the amendment that the late signal at these coordinates caused, 32 hex digits."""
+    return _derive("amendment", signal, topic, str(partition), str(offset), policy_digest)
+
+
+def dead_letter_id(room: str, topic: str, partition: int, offset: int) -> str:
+    """The id of the dead letter that a room wrote for the record at these coordinates, 32 hex digits."""
+    return _derive("dead_letter", room, topic, str(partition), str(offset))
+
+
+def unkeyed_generation_id(topic: str, partition: int, offset: int) -> str:
+    """The generation id of a record whose own id cannot be read: it names the coordinates."""
+    return f"undecodable:{topic}:{partition}:{offset}"
+
+
+def check_id(field: str, value: str) -> None:
+    """Raise Poison unless ``value`` is a well-formed id, ``[A-Za-z0-9._:-]{1,128}``."""
+    if not _ID.match(value):
+        raise Poison("BAD_ID", f"{field} must match [A-Za-z0-9._:-]{{1,128}}: send a pseudonymous id, not free text")
+
+
+def check_item_id(field: str, value: str) -> None:
+    """Raise Poison unless ``value`` is a well-formed item id, ``[a-z0-9/_-]{1,64}``."""
+    if not _ITEM_ID.match(value):
+        raise Poison("BAD_ITEM_ID", f'{field} must match [a-z0-9/_-]{{1,64}}, for example "output/0"')
