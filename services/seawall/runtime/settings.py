@@ -195,7 +195,7 @@ class RpcServerSettings(Group):
     # The adaptive limit falls while a batch waits longer than this for its first item to start.
     queue_target_seconds: Seconds = 1.0
     # After SIGTERM: how long health says NOT_SERVING before new calls are refused, so that balancers turn away.
-    linger_seconds: float = Field(0.25, ge=0, allow_inf_nan=False)
+    linger_seconds: float = Field(default=0.25, ge=0, allow_inf_nan=False)
     # After SIGTERM: how long calls in progress may take to end.
     drain_seconds: Seconds = 10.0
     max_message_bytes: ByteCount = 16 * 1024 * 1024
