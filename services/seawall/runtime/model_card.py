@@ -115,7 +115,7 @@ class ShortSideResize(_Strict):
 
 
 class StretchResize(_Strict):
-    """Proportions not kept: the picture becomes ``height`` by ``width``, then the middle is cut out at the model's size."""
+    """Proportions not kept: scaled to ``height``, ``width``, then the middle is cut out at the model's size."""
 
     rule: Literal["stretch"]
     height: Side
