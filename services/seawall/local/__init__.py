@@ -1,0 +1,1 @@
+"""The embedded default: Apache Kafka from jars and every room as a process, on one machine, without containers."""
