@@ -19,7 +19,7 @@ class StageItem(NamedTuple):
     """
 
     item_id: str
-    nexus: generation_pb2.Nexus
+    nexus: generation_pb2.Nexus.ValueType
     message: Message
 
 
@@ -39,7 +39,7 @@ class Example:
 
     name: str
     generation: generation_pb2.Generation
-    statuses: dict[str, signal_pb2.ItemStatus]
+    statuses: dict[str, signal_pb2.ItemStatus.ValueType]
 
 
 class Stage(Protocol):

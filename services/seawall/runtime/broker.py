@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from seawall.core.errors import Poison
+
+from seawall.core.errors import Poison
+
 
 class TopicPartition(NamedTuple):
     """A partition of a topic."""
@@ -48,11 +52,43 @@ class Output(NamedTuple):
     headers: Sequence[tuple[str, bytes]] = ()
 
 
+class RecordTooLarge(Poison):
+    """Outputs exceed what their topic takes; every other output of the same ``send`` has been acknowledged.
+
+    Args:
+        outputs: the refused ones, the very objects that were given.
+    """
+
+    def __init__(self, detail: str, outputs: Sequence[Output]) -> None:
+        super().__init__("RECORD_TOO_LARGE", detail)
+        self.outputs = outputs
+
+
+class RecordTooLarge(Poison):
+    """Some outputs exceed what their topic takes; every other output of that send was acknowledged.
+
+    Args:
+        outputs: the refused ones, in the order given to ``send``.
+    """
+
+    def __init__(self, outputs: Sequence[Output]) -> None:
+        topics = ", ".join(sorted({output.topic for output in outputs}))
+        super().__init__(
+            "RECORD_TOO_LARGE",
+            f"{len(outputs)} record(s) exceed what {topics} takes: raise the topic's max.message.bytes and "
+            "kafka.max_request_bytes, or send less",
+        )
+        self.outputs = tuple(outputs)
+
+
 class RebalanceListener(Protocol):
-    """Told about partitions inside the rebalance: the consumer waits for these calls before it goes on."""
+    """Told about partitions inside the rebalance: the consumer waits for these calls before it goes on.
+
+    An exception out of either is not swallowed: the consumer's next ``poll`` raises it.
+    """
 
     async def on_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Last chance to commit these partitions (until this returns, commits are accepted)."""
+        """Last chance to commit these partitions (until this returns, commits are accepted). Not called for none."""
         ...
 
     async def on_assigned(self, assigned: Collection[TopicPartition]) -> None:
@@ -71,16 +107,20 @@ class Consumer(Protocol):
     async def poll(self, *, max_records: int, timeout: float) -> Mapping[TopicPartition, Sequence[Record]]:
         """Up to ``max_records`` records of partitions that are not paused, in offset order per partition.
 
-        Waits up to ``timeout`` seconds for the first one. Must be called regularly, paused or not: it is the sign of
-        life. Raises Retryable while the broker is away.
+        Waits up to ``timeout`` seconds for the first one; ``resume`` ends the wait. Must be called regularly, paused or
+        not: it is the sign of life. Raises Retryable, after the wait, while the broker is away (noticed within seconds,
+        and only where a partition is not paused); call it again, it recovers by itself.
         """
         ...
 
     def assignment(self) -> frozenset[TopicPartition]: ...
-    def pause(self, partitions: Collection[TopicPartition]) -> None: ...
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        """Hold these partitions back from the next poll on; a rebalance resumes them."""
+        ...
+
     def resume(self, partitions: Collection[TopicPartition]) -> None: ...
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Next poll of this assigned partition starts at ``offset``."""
+        """Next poll of this partition starts at ``offset``. Raises Retryable if it is no longer ours."""
         ...
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
@@ -104,8 +144,8 @@ class Producer(Protocol):
     async def send(self, outputs: Sequence[Output]) -> None:
         """Return once the broker has acknowledged every output; order per partition is the order given.
 
-        Raises Poison("RECORD_TOO_LARGE") if one exceeds the topic's limit (then none of that partition's batch that
-        holds it was written; callers send the rest again), Retryable if the broker did not acknowledge in time.
+        Raises RecordTooLarge, naming the refused outputs, after all others were acknowledged; Retryable if the broker
+        did not acknowledge in time (some may have been written).
         """
         ...
 
@@ -125,6 +165,10 @@ class Admin(Protocol):
     async def stop(self) -> None: ...
     async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
         """Partition count of each topic that exists; absent ones are left out."""
+        ...
+
+    async def configs(self, topics: Collection[str]) -> Mapping[str, Mapping[str, str]]:
+        """Effective configuration of each of these topics, which must exist."""
         ...
 
     async def create(self, specs: Sequence[TopicSpec], replication_factor: int) -> None:

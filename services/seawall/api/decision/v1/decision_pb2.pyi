@@ -320,6 +320,7 @@ class Decision(_message.Message):
     DECIDED_UNIX_NANO_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     RESCANNED_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
     """Joint: derived from generation_id, attempt and policy digest. Amendment: from the signal's id and coordinates."""
     kind: Global___DecisionKind.ValueType
@@ -342,6 +343,8 @@ class Decision(_message.Message):
     """W3C trace context that came with the generation."""
     rescanned: _builtins.bool
     """True when the HOLD is scanned again as attempt + 1."""
+    truncated: _builtins.bool
+    """True when the signals' items were left out because the record would have exceeded the topic's limit."""
     @_builtins.property
     def model(self) -> _generation_pb2.ModelRef: ...
     @_builtins.property
@@ -397,10 +400,11 @@ class Decision(_message.Message):
         decided_unix_nano: _builtins.int = ...,
         traceparent: _builtins.str = ...,
         rescanned: _builtins.bool = ...,
+        truncated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_by", b"completed_by", "generation_record", b"generation_record", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "attempt", b"attempt", "comparisons", b"comparisons", "completed_by", b"completed_by", "conversation_id", b"conversation_id", "decided_unix_nano", b"decided_unix_nano", "decision_id", b"decision_id", "generation_id", b"generation_id", "generation_log_unix_nano", b"generation_log_unix_nano", "generation_record", b"generation_record", "kind", b"kind", "missing_stages", b"missing_stages", "modality", b"modality", "model", b"model", "nexus", b"nexus", "outcome", b"outcome", "policy_digest", b"policy_digest", "policy_name", b"policy_name", "reason_code", b"reason_code", "rescanned", b"rescanned", "rule_errors", b"rule_errors", "rule_hits", b"rule_hits", "rule_id", b"rule_id", "signals", b"signals", "tenant_id", b"tenant_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "attempt", b"attempt", "comparisons", b"comparisons", "completed_by", b"completed_by", "conversation_id", b"conversation_id", "decided_unix_nano", b"decided_unix_nano", "decision_id", b"decision_id", "generation_id", b"generation_id", "generation_log_unix_nano", b"generation_log_unix_nano", "generation_record", b"generation_record", "kind", b"kind", "missing_stages", b"missing_stages", "modality", b"modality", "model", b"model", "nexus", b"nexus", "outcome", b"outcome", "policy_digest", b"policy_digest", "policy_name", b"policy_name", "reason_code", b"reason_code", "rescanned", b"rescanned", "rule_errors", b"rule_errors", "rule_hits", b"rule_hits", "rule_id", b"rule_id", "signals", b"signals", "tenant_id", b"tenant_id", "traceparent", b"traceparent", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

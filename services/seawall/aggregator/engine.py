@@ -1,0 +1,523 @@
+"""The aggregator's engine: generations and signals in, decisions out.
+
+    1. poll        generations.v1 and signals.v1, the same partitions of both
+    2. join        core.join, one instance a partition
+    3. time        generations whose budget is spent: a Deadline record into signals.v1, obeyed when it is read (1)
+    4. decide      core.decide over what is joined; late signals are judged alone
+    5. produce     decisions, acks=all
+    6. rescan      after a HOLD, and a pause: the same generation as attempt + 1 into generations.v1
+    7. settle      only now is the generation done; the watermarks of both topics follow
+    8. commit      both topics in one request
+
+State is thrown away at every crash and rebalance: the uncommitted tail of the two topics is the state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from google.protobuf.message import DecodeError
+
+from seawall.aggregator.recall import recall_decisions
+from seawall.aggregator.settings import JoinSettings
+from seawall.api.control.v1 import control_pb2
+from seawall.api.decision.v1 import decision_pb2
+from seawall.api.generation.v1 import generation_pb2
+from seawall.core import decide
+from seawall.core.clock import Clock, SystemClock
+from seawall.core.errors import Fatal, Poison, Retryable, SeawallError
+from seawall.core.join import Completed, Event, Join, LateSignal, OpenGeneration, Position
+from seawall.core.policy import Policy
+from seawall.core.validate import generation_id_of, parse_generation
+from seawall.relay.dead_letters import DeadLetters, Fuse
+from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, TopicPartition
+
+_NANOS = 1_000_000_000
+_MILLIS = 1_000_000
+
+
+class Observer(Protocol):
+    """What the engine tells the outside. Must not block or raise."""
+
+    def decided(self, decision: decision_pb2.Decision) -> None:
+        """A decision was acknowledged by the broker."""
+        ...
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Something an operator may ask about."""
+        ...
+
+    def ready(self, ready: bool) -> None:
+        """The engine decides, or has stopped doing so."""
+        ...
+
+
+@dataclass
+class Stats:
+    """Counts since the start."""
+
+    generations: int = 0
+    signals: int = 0
+    decisions: int = 0
+    amendments: int = 0
+    deadlines: int = 0
+    rescans: int = 0
+    diverted: int = 0
+
+
+@dataclass
+class _Partition:
+    number: int
+    join: Join
+    #: (due, generation offset) of every open generation, Unix nanoseconds.
+    due: list[tuple[int, int]] = field(default_factory=list)
+    #: (due, generation offset, next attempt) of every HOLD that waits to be scanned again.
+    rescans: list[tuple[int, int, generation_pb2.Generation, str]] = field(default_factory=list)
+    committed: tuple[int, int] = (-1, -1)
+
+
+@dataclass
+class _Outbox:
+    """Outputs of one turn, and what is settled once they are acknowledged."""
+
+    outputs: list[Output] = field(default_factory=list)
+    decisions: list[decision_pb2.Decision] = field(default_factory=list)
+    settle: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Engine:
+    """Runs the aggregator until it is told to stop.
+
+    Args:
+        generations_topic, signals_topic, decisions_topic: names in this lane; equal partition counts.
+        member: static membership id, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        broker: Broker,
+        policy: Policy,
+        dead_letters: DeadLetters,
+        generations_topic: str,
+        signals_topic: str,
+        decisions_topic: str,
+        group: str,
+        member: str | None,
+        settings: JoinSettings,
+        observer: Observer,
+        clock: Clock | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._broker = broker
+        self._policy = policy
+        self._dead_letters = dead_letters
+        self._generations = generations_topic
+        self._signals = signals_topic
+        self._decisions = decisions_topic
+        self._settings = settings
+        self._observer = observer
+        self._clock = clock or SystemClock()
+        self._monotonic = monotonic
+        self._consumer = broker.consumer(group, [generations_topic, signals_topic], instance=member, listener=self)
+        self._producer = broker.producer()
+        self._fuse = Fuse(window=settings.fuse_window, minimum=settings.fuse_minimum, share=settings.fuse_share)
+        self._partitions: dict[int, _Partition] = {}
+        self._sends: set[asyncio.Task[None]] = set()
+        self._send_slots = asyncio.Semaphore(settings.max_sends)
+        self._stopping = asyncio.Event()
+        self._fatal: SeawallError | None = None
+        self._blocked = 0
+        self._next_commit = 0.0
+        self._next_deadline_check = 0.0
+        self.stats = Stats()
+
+    # ---- life --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Decide until ``stop`` is called, then settle what is in flight and commit.
+
+        Raises:
+            Fatal: once told to stop, if the engine had to stand still before.
+        """
+        await self._producer.start()
+        await self._consumer.start()
+        try:
+            while not self._stopping.is_set():
+                if self._fatal is not None:
+                    await self._stand_still(self._fatal)
+                    break
+                await self._turn()
+            if self._sends:
+                await asyncio.wait(self._sends, timeout=self._settings.revoke_seconds)
+            await self._commit(list(self._partitions))
+        finally:
+            self._observer.ready(False)
+            for task in list(self._sends):
+                task.cancel()
+            await asyncio.gather(*self._sends, return_exceptions=True)
+            await self._consumer.stop()
+            await self._producer.stop()
+        if self._fatal is not None:
+            raise self._fatal
+
+    def stop(self) -> None:
+        """Ask ``run`` to end. Safe in a signal handler of the loop."""
+        self._stopping.set()
+
+    async def _turn(self) -> None:
+        await self._commit_if_due()
+        self._bound()
+        try:
+            polled = await self._consumer.poll(
+                max_records=self._settings.max_poll, timeout=self._settings.deadline_check_seconds
+            )
+        except Retryable as error:
+            self._observer.ready(False)
+            self._observer.event("poll_failed", reason=error.reason)
+            await asyncio.sleep(1.0)
+            return
+        self._tell_ready()
+        outbox = _Outbox()
+        try:
+            # Generations first: fewer signals have to wait. The decisions do not depend on it.
+            for partition, records in sorted(polled.items(), key=lambda item: item[0][0] != self._generations):
+                state = self._partitions.get(partition[1])
+                if state is None:
+                    continue  # revoked while the poll was on its way
+                read = self._read_generation if partition[0] == self._generations else self._read_signal
+                for record in records:
+                    read(state, record, outbox)
+            self._watch_time(outbox)
+        except Fatal as error:
+            self._halt(error)
+        await self._hand_over(outbox)
+
+    async def _stand_still(self, fatal: SeawallError) -> None:
+        """Not ready, still alive, nothing moves: a person has to look."""
+        self._observer.ready(False)
+        while not self._stopping.is_set():
+            self._observer.event("halted", reason=fatal.reason, detail=fatal.detail)
+            self._consumer.pause(self._consumer.assignment())
+            try:
+                await self._consumer.poll(max_records=1, timeout=0)
+            except Retryable as error:
+                self._observer.event("poll_failed", reason=error.reason)
+            try:
+                await asyncio.wait_for(self._stopping.wait(), timeout=10.0)
+            except TimeoutError:
+                continue
+
+    def _halt(self, error: SeawallError) -> None:
+        if self._fatal is None:
+            self._fatal = error
+        self._observer.ready(False)
+
+    def _tell_ready(self) -> None:
+        self._observer.ready(bool(self._partitions) and not self._blocked and self._fatal is None)
+
+    def _bound(self) -> None:
+        """Pause what would grow without end. Never both topics of a partition: Deadlines ride in signals.v1, and early
+        signals can only wait for generations."""
+        pause: list[TopicPartition] = []
+        resume: list[TopicPartition] = []
+        for state in self._partitions.values():
+            generations = TopicPartition(self._generations, state.number)
+            signals = TopicPartition(self._signals, state.number)
+            early_full = state.join.early_count >= self._settings.max_early
+            open_full = state.join.open_count + len(state.rescans) >= self._settings.max_open
+            (pause if early_full else resume).append(signals)
+            (pause if open_full and not early_full else resume).append(generations)
+        self._consumer.pause(pause)
+        self._consumer.resume(resume)
+
+    # ---- read, join --------------------------------------------------------------------------------------------
+
+    def _read_generation(self, state: _Partition, record: Record, outbox: _Outbox) -> None:
+        self.stats.generations += 1
+        position = _position(record)
+        traceparent = _traceparent(record)
+        try:
+            generation = parse_generation(record.value)
+        except Poison as error:
+            events = state.join.on_malformed(position)
+            if events is None:
+                return
+            self._follow(state, events, outbox)
+            self._divert(record, error, outbox)
+            generation_id = generation_id_of(record.key, record.topic, record.partition, record.offset)
+            self._put(outbox, state, decide.malformed(generation_id, position, traceparent, error, self._policy))
+            outbox.settle.append(partial(state.join.settle, position.offset))
+            return
+        self._fuse.passed()
+        self._follow(state, state.join.on_generation(generation, position, traceparent), outbox)
+        if state.join.is_open(position.offset):
+            heapq.heappush(state.due, (self._due(generation, position), position.offset))
+
+    def _due(self, generation: generation_pb2.Generation, position: Position) -> int:
+        if generation.HasField("deadline_time"):
+            return generation.deadline_time.seconds * _NANOS + generation.deadline_time.nanos
+        # From when it was read, if that was later: a backlog is worked off, not held.
+        return max(position.log_nanos, self._clock.now_nanos()) + self._policy.budget_nanos(generation)
+
+    def _read_signal(self, state: _Partition, record: Record, outbox: _Outbox) -> None:
+        self.stats.signals += 1
+        position = _position(record)
+        try:
+            join = control_pb2.JoinRecord.FromString(record.value or b"")
+            kind = join.WhichOneof("record")
+            if kind is None:
+                raise Poison("UNDECODABLE", "the value is neither a signal nor a deadline this version knows")
+            body = join.signal if kind == "signal" else join.deadline
+            if body.generation_record.partition != state.number:
+                raise Poison("WRONG_PARTITION", "generation_record.partition is not the partition this was written to")
+        except (DecodeError, Poison) as error:
+            if state.join.on_undecodable_signal(position):
+                poison = error if isinstance(error, Poison) else Poison("UNDECODABLE", "the value is not a JoinRecord")
+                self._divert(record, poison, outbox)
+                outbox.settle.append(partial(state.join.settle_signal, position.offset))
+            return
+        if kind == "signal":
+            self._follow(state, state.join.on_signal(join.signal, position), outbox)
+        else:
+            self._follow(state, state.join.on_deadline(join.deadline, position), outbox)
+
+    def _divert(self, record: Record, error: Poison, outbox: _Outbox) -> None:
+        self._fuse.check()
+        self._fuse.diverted()
+        self.stats.diverted += 1
+        self._observer.event("diverted", reason=error.reason, partition=record.partition, offset=record.offset)
+        outbox.outputs.append(self._dead_letters.output(record, error))
+
+    # ---- decide ------------------------------------------------------------------------------------------------
+
+    def _follow(self, state: _Partition, events: Sequence[Event], outbox: _Outbox) -> None:
+        for event in events:
+            match event:
+                case Completed(joined, _):
+                    decision = decide.joint(event, self._policy)
+                    self._put(outbox, state, decision)
+                    offset = joined.position.offset
+                    if decision.rescanned:
+                        outbox.settle.append(partial(self._plan_rescan, state, joined))
+                    else:
+                        outbox.settle.append(partial(state.join.settle, offset))
+                case LateSignal(read):
+                    amendment = decide.amendment(read, self._policy)
+                    if amendment is not None:
+                        self._put(outbox, state, amendment)
+                    offset = read.position.offset
+                    outbox.settle.append(partial(state.join.settle_signal, offset))
+
+    def _put(self, outbox: _Outbox, state: _Partition, decision: decision_pb2.Decision) -> None:
+        outbox.decisions.append(decision)
+        outbox.outputs.append(self._output(decision, state.number))
+
+    def _output(self, decision: decision_pb2.Decision, partition: int) -> Output:
+        headers = [("traceparent", decision.traceparent.encode())] if decision.traceparent else []
+        value = decision.SerializeToString(deterministic=True)
+        return Output(self._decisions, partition, decision.generation_id.encode(), value, headers)
+
+    # ---- time --------------------------------------------------------------------------------------------------
+
+    def _watch_time(self, outbox: _Outbox) -> None:
+        now = self._monotonic()
+        if now < self._next_deadline_check:
+            return
+        self._next_deadline_check = now + self._settings.deadline_check_seconds
+        wall = self._clock.now_nanos()
+        for state in self._partitions.values():
+            while state.due and state.due[0][0] <= wall:
+                due, offset = heapq.heappop(state.due)
+                joined = state.join.get_open(offset)
+                if joined is not None:
+                    outbox.outputs.append(self._deadline(joined, due))
+                    self.stats.deadlines += 1
+            while state.rescans and state.rescans[0][0] <= wall:
+                _, offset, generation, traceparent = heapq.heappop(state.rescans)
+                outbox.outputs.append(self._rescan(generation, state.number, traceparent))
+                outbox.settle.append(partial(state.join.settle, offset))
+                self.stats.rescans += 1
+
+    def _deadline(self, joined: OpenGeneration, due: int) -> Output:
+        generation, position = joined.generation, joined.position
+        record = control_pb2.JoinRecord(
+            deadline=control_pb2.Deadline(
+                generation_id=generation.generation_id,
+                attempt=generation.attempt,
+                generation_record=generation_pb2.RecordCoordinates(
+                    topic=position.topic, partition=position.partition, offset=position.offset
+                ),
+                due_unix_nano=due,
+            )
+        )
+        return Output(self._signals, position.partition, generation.generation_id.encode(), record.SerializeToString())
+
+    def _plan_rescan(self, state: _Partition, joined: OpenGeneration) -> None:
+        """The generation stays unsettled until its next attempt is written: a crash in between plans it again."""
+        position = joined.position
+        again = generation_pb2.Generation()
+        again.CopyFrom(joined.generation)
+        if not again.HasField("rescan_of"):
+            again.rescan_of.topic = position.topic
+            again.rescan_of.partition = position.partition
+            again.rescan_of.offset = position.offset
+        # The platform's own deadline has passed; the new attempt has the policy's budget.
+        again.ClearField("deadline_time")
+        pause = min(self._settings.rescan_seconds * 2 ** (again.attempt - 1), self._settings.max_rescan_seconds)
+        again.attempt += 1
+        due = self._clock.now_nanos() + int(pause * _NANOS)
+        heapq.heappush(state.rescans, (due, position.offset, again, joined.traceparent))
+
+    def _rescan(self, generation: generation_pb2.Generation, partition: int, traceparent: str) -> Output:
+        headers = [("traceparent", traceparent.encode())] if traceparent else []
+        key = generation.generation_id.encode()
+        return Output(self._generations, partition, key, generation.SerializeToString(deterministic=True), headers)
+
+    # ---- produce, settle ---------------------------------------------------------------------------------------
+
+    async def _hand_over(self, outbox: _Outbox) -> None:
+        """Let the producer have a turn's outputs; wait here when it is too far behind."""
+        if not outbox.outputs:
+            for settle in outbox.settle:
+                settle()
+            return
+        await self._send_slots.acquire()
+        task = asyncio.get_running_loop().create_task(self._send(outbox))
+        self._sends.add(task)
+        task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sends.discard(task)
+        self._send_slots.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if not isinstance(error, SeawallError):
+                self._observer.event("crashed", error=error)
+            self._halt(
+                error
+                if isinstance(error, Fatal)
+                else Fatal("INTERNAL", f"a send failed ({type(error).__name__}): see the log, then restart the room")
+            )
+
+    async def _send(self, outbox: _Outbox) -> None:
+        outputs: Sequence[Output] = outbox.outputs
+        delay = 0.05
+        while outputs:
+            try:
+                await self._producer.send(outputs)
+                break
+            except RecordTooLarge as refused:
+                # The others are acknowledged. What is too large goes again without its explanation's detail.
+                outputs = [self._shorten(output) for output in refused.outputs]
+            except Retryable as error:
+                self._blocked += 1
+                self._tell_ready()
+                self._observer.event("produce_failed", reason=error.reason, records=len(outputs))
+                try:
+                    await asyncio.sleep(delay)
+                finally:
+                    self._blocked -= 1
+                delay = min(delay * 2, 2.0)
+        for settle in outbox.settle:
+            settle()
+        for decision in outbox.decisions:
+            self.stats.decisions += 1
+            self.stats.amendments += decision.kind == decision_pb2.DECISION_KIND_AMENDMENT
+            self._observer.decided(decision)
+
+    def _shorten(self, output: Output) -> Output:
+        if output.topic != self._decisions:
+            raise Fatal(
+                "RECORD_TOO_LARGE",
+                f"a record for {output.topic} exceeds max.message.bytes: raise it (seawall topics apply)",
+            )
+        decision = decision_pb2.Decision.FromString(output.value or b"")
+        if decision.truncated:
+            raise Fatal("RECORD_TOO_LARGE", f"max.message.bytes of {output.topic} is too small for any decision")
+        decision.truncated = True
+        for joined in decision.signals:
+            del joined.signal.items[:]
+        self._observer.event("decision_truncated", generation_id=decision.generation_id)
+        return output._replace(value=decision.SerializeToString(deterministic=True))
+
+    # ---- commit, rebalance -------------------------------------------------------------------------------------
+
+    async def _commit_if_due(self) -> None:
+        now = self._monotonic()
+        if now >= self._next_commit:
+            self._next_commit = now + self._settings.commit_seconds
+            await self._commit(list(self._partitions))
+
+    async def _commit(self, numbers: Collection[int]) -> None:
+        offsets = {}
+        marks = {}
+        for number in numbers:
+            state = self._partitions.get(number)
+            if state is None:
+                continue
+            mark = (state.join.generation_watermark(), state.join.signal_watermark())
+            if mark != state.committed:
+                marks[number] = mark
+                offsets[TopicPartition(self._generations, number)] = mark[0]
+                offsets[TopicPartition(self._signals, number)] = mark[1]
+        if not offsets:
+            return
+        try:
+            await self._consumer.commit(offsets)
+        except Retryable as error:
+            self._observer.event("commit_refused", reason=error.reason)
+            return
+        for number, mark in marks.items():
+            if (state := self._partitions.get(number)) is not None:
+                state.committed = mark
+
+    async def on_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Let sends end, commit what is settled, forget."""
+        numbers = {partition for _, partition in revoked}
+        if self._sends:
+            await asyncio.wait(self._sends, timeout=self._settings.revoke_seconds)
+        await self._commit(numbers)
+        for number in numbers:
+            self._partitions.pop(number, None)
+
+    async def on_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Begin at the committed offsets of both topics, knowing the newest decisions."""
+        numbers = {partition for topic, partition in assigned if topic == self._generations}
+        if numbers != {partition for topic, partition in assigned if topic == self._signals}:
+            raise Fatal(
+                "NOT_CO_PARTITIONED",
+                f"{self._generations} and {self._signals} were assigned unequally: their partition counts must be "
+                "equal; run `seawall topics check`",
+            )
+        for number in numbers:
+            generations = await self._consumer.committed(TopicPartition(self._generations, number))
+            signals = await self._consumer.committed(TopicPartition(self._signals, number))
+            join = Join(
+                self._policy.required,
+                next_generation=generations or 0,
+                next_signal=signals or 0,
+                remember=self._settings.remember,
+            )
+            state = _Partition(number, join, committed=(generations or 0, signals or 0))
+            self._partitions[number] = state
+        if numbers and self._settings.recall:
+            joins = {number: self._partitions[number].join for number in numbers}
+            await recall_decisions(self._broker, self._decisions, joins, self._settings.recall)
+
+
+def _position(record: Record) -> Position:
+    return Position(record.topic, record.partition, record.offset, record.timestamp * _MILLIS)
+
+
+def _traceparent(record: Record) -> str:
+    for key, value in record.headers:
+        if key == "traceparent":
+            # A header is a sender's word: what is not ASCII is no trace context.
+            return value.decode("ascii", "ignore")
+    return ""

@@ -1,0 +1,319 @@
+"""The join: which signals belong to which generation, when it is complete, and how far the log may be forgotten.
+
+A pure state machine, one instance per partition. It holds no clock and does no I/O: records go in, events come out, and
+the state can be thrown away at any moment, because what is not yet settled is still in the log.
+
+What makes a replay decide the same:
+
+* Completion depends on the order of records in signals.v1 alone, never on how the two topics interleave: signals that
+  come before their generation was read (*early*) wait and are applied in log order once it is read.
+* Of two signals of one stage the first counts, unless it reports an error and the join is still open: then a later one
+  replaces it. That, too, is a matter of log order.
+* Time is a record: a Deadline that is read closes the join; a clock only decides when one is written.
+
+Offsets. A generation is *settled* once everything that follows from it has been acknowledged. The generation watermark
+is the lowest unsettled generation. The signal watermark is the lowest signal of any generation at or above the
+generation watermark: settled generations above it will be read again after a crash, and must find their signals again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from seawall.api.control.v1 import control_pb2
+from seawall.api.generation.v1 import generation_pb2
+from seawall.api.signal.v1 import signal_pb2
+
+Required = Callable[[generation_pb2.Generation], frozenset[str]]
+_ERROR = signal_pb2.ITEM_STATUS_ERROR
+
+
+class Position(NamedTuple):
+    """Where and when the broker wrote a record."""
+
+    topic: str
+    partition: int
+    offset: int
+    log_nanos: int
+
+
+class ReadSignal(NamedTuple):
+    """A signal and where it stood."""
+
+    signal: signal_pb2.Signal
+    position: Position
+
+
+@dataclass(slots=True)
+class OpenGeneration:
+    """A generation that waits for signals."""
+
+    generation: generation_pb2.Generation
+    position: Position
+    traceparent: str
+    required: frozenset[str]
+    signals: dict[str, ReadSignal] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[str]:
+        """Required stages that have not reported, sorted."""
+        return sorted(self.required - self.signals.keys())
+
+
+class Completed(NamedTuple):
+    """All required stages have reported, or the deadline was read. The caller decides, then calls ``settle``."""
+
+    joined: OpenGeneration
+    completed_by: Position
+
+
+class LateSignal(NamedTuple):
+    """A signal of a generation that is decided already. The caller judges it alone, then calls ``settle_signal``."""
+
+    read: ReadSignal
+
+
+Event = Completed | LateSignal
+
+
+class Decided(NamedTuple):
+    """What is remembered of a decided generation attempt."""
+
+    offset: int
+    #: Stages whose signals the decision rests on and that reported no error.
+    stages: frozenset[str]
+
+
+def has_error(signal: signal_pb2.Signal) -> bool:
+    """True if any item of the signal reports ERROR."""
+    return any(item.status == _ERROR for item in signal.items)
+
+
+class Join:
+    """The join of one partition of generations.v1 with the same partition of signals.v1.
+
+    Args:
+        required: which stages must report for a generation.
+        next_generation, next_signal: the offsets that will be read first.
+        remember: how many decided attempts are remembered, to absorb duplicates of generations and signals.
+    """
+
+    def __init__(self, required: Required, *, next_generation: int, next_signal: int, remember: int = 20_000) -> None:
+        self._required = required
+        self._next_generation = next_generation
+        self._next_signal = next_signal
+        self._remember = remember
+        self._open: dict[int, OpenGeneration] = {}
+        self._open_by_id: dict[tuple[str, int], int] = {}
+        #: Signals and deadlines read before their generation, by the generation's offset, in log order.
+        self._early: dict[int, list[tuple[signal_pb2.Signal | None, Position]]] = {}
+        self._early_count = 0
+        self._decided: OrderedDict[tuple[str, int], Decided] = OrderedDict()
+        self._unsettled: set[int] = set()
+        self._unsettled_heap: list[int] = []
+        self._first_signal: set[int] = set()
+        self._first_signal_heap: list[tuple[int, int]] = []
+        self._unsettled_signals: set[int] = set()
+        self._unsettled_signal_heap: list[int] = []
+
+    # ---- what went in before -----------------------------------------------------------------------------------
+
+    def remember(self, generation_id: str, attempt: int, decided: Decided) -> None:
+        """Recall a decision that was written before this instance took over (read back from decisions.v1)."""
+        key = (generation_id, attempt)
+        if key in self._decided:
+            return
+        self._decided[key] = decided
+        if len(self._decided) > self._remember:
+            self._decided.popitem(last=False)
+
+    # ---- records -----------------------------------------------------------------------------------------------
+
+    def on_generation(
+        self, generation: generation_pb2.Generation, position: Position, traceparent: str = ""
+    ) -> list[Event]:
+        """A generation record was read. Repeats of an attempt, open or remembered, are absorbed."""
+        offset = position.offset
+        if offset < self._next_generation:
+            return []
+        events = self._advance(offset)
+        key = (generation.generation_id, generation.attempt)
+        decided = self._decided.get(key)
+        if key in self._open_by_id or (decided is not None and decided.offset < offset):
+            self._take_early(offset)
+            return events
+        joined = OpenGeneration(generation, position, traceparent, self._required(generation))
+        self._open[offset] = joined
+        self._open_by_id[key] = offset
+        self._unsettle(offset)
+        if not joined.required:
+            events.append(self._complete(offset, position))
+        for signal, at in self._take_early(offset):
+            events.extend(self._apply(offset, signal, at))
+        return events
+
+    def on_malformed(self, position: Position) -> list[Event] | None:
+        """A generation record was read that cannot be joined; the caller decides it alone, then settles it.
+
+        Returns None if it was read before.
+        """
+        if position.offset < self._next_generation:
+            return None
+        events = self._advance(position.offset)
+        self._take_early(position.offset)
+        self._unsettle(position.offset)
+        return events
+
+    def on_signal(self, signal: signal_pb2.Signal, position: Position) -> list[Event]:
+        """A signal was read."""
+        if position.offset < self._next_signal:
+            return []
+        self._next_signal = position.offset + 1
+        return self._route(signal.generation_record.offset, signal, position)
+
+    def on_deadline(self, deadline: control_pb2.Deadline, position: Position) -> list[Event]:
+        """A Deadline was read: the join closes with what it has. It means nothing for a generation no longer open."""
+        if position.offset < self._next_signal:
+            return []
+        self._next_signal = position.offset + 1
+        return self._route(deadline.generation_record.offset, None, position)
+
+    def on_undecodable_signal(self, position: Position) -> bool:
+        """A record of signals.v1 cannot be decoded; it is held until ``settle_signal``. False if it was read before."""
+        if position.offset < self._next_signal:
+            return False
+        self._next_signal = position.offset + 1
+        self._unsettle_signal(position.offset)
+        return True
+
+    # ---- offsets -----------------------------------------------------------------------------------------------
+
+    def settle(self, generation_offset: int) -> None:
+        """Everything that follows from this generation has been acknowledged by the broker."""
+        self._unsettled.discard(generation_offset)
+
+    def settle_signal(self, signal_offset: int) -> None:
+        """Everything that follows from this late or undecodable record has been acknowledged."""
+        self._unsettled_signals.discard(signal_offset)
+
+    def generation_watermark(self) -> int:
+        """Next offset to commit for generations.v1."""
+        while self._unsettled_heap and self._unsettled_heap[0] not in self._unsettled:
+            heapq.heappop(self._unsettled_heap)
+        return self._unsettled_heap[0] if self._unsettled_heap else self._next_generation
+
+    def signal_watermark(self) -> int:
+        """Next offset to commit for signals.v1, given ``generation_watermark``."""
+        low = self.generation_watermark()
+        while self._first_signal_heap and self._first_signal_heap[0][1] < low:
+            _, generation_offset = heapq.heappop(self._first_signal_heap)
+            self._first_signal.discard(generation_offset)
+        while self._unsettled_signal_heap and self._unsettled_signal_heap[0] not in self._unsettled_signals:
+            heapq.heappop(self._unsettled_signal_heap)
+        lowest = self._next_signal
+        if self._first_signal_heap:
+            lowest = min(lowest, self._first_signal_heap[0][0])
+        if self._unsettled_signal_heap:
+            lowest = min(lowest, self._unsettled_signal_heap[0])
+        return lowest
+
+    # ---- what is held ------------------------------------------------------------------------------------------
+
+    @property
+    def open_count(self) -> int:
+        """Generations that wait for signals."""
+        return len(self._open)
+
+    @property
+    def early_count(self) -> int:
+        """Signals and deadlines that wait for their generation."""
+        return self._early_count
+
+    def is_open(self, generation_offset: int) -> bool:
+        """True while the generation at this offset waits for signals."""
+        return generation_offset in self._open
+
+    def get_open(self, generation_offset: int) -> OpenGeneration | None:
+        """The open generation at this offset, if there is one."""
+        return self._open.get(generation_offset)
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _route(self, generation_offset: int, signal: signal_pb2.Signal | None, position: Position) -> list[Event]:
+        if generation_offset >= self.generation_watermark():
+            self._note_first_signal(generation_offset, position.offset)
+        if generation_offset >= self._next_generation:
+            self._early.setdefault(generation_offset, []).append((signal, position))
+            self._early_count += 1
+            return []
+        return self._apply(generation_offset, signal, position)
+
+    def _apply(self, generation_offset: int, signal: signal_pb2.Signal | None, position: Position) -> list[Event]:
+        joined = self._open.get(generation_offset)
+        if joined is None:
+            return [] if signal is None else self._late(generation_offset, signal, position)
+        if signal is None:
+            return [self._complete(generation_offset, position)]
+        if (signal.generation_id, signal.attempt) != (joined.generation.generation_id, joined.generation.attempt):
+            # Coordinates of another topic's life (recreated, restored): not evidence about this generation.
+            return []
+        before = joined.signals.get(signal.stage)
+        if before is None or has_error(before.signal):
+            joined.signals[signal.stage] = ReadSignal(signal, position)
+        if joined.required <= joined.signals.keys():
+            return [self._complete(generation_offset, position)]
+        return []
+
+    def _late(self, generation_offset: int, signal: signal_pb2.Signal, position: Position) -> list[Event]:
+        decided = self._decided.get((signal.generation_id, signal.attempt))
+        if decided is not None and (signal.stage in decided.stages or decided.offset != generation_offset):
+            return []
+        if (signal.generation_id, signal.attempt) in self._open_by_id:
+            # A repeated record's signal while the first is still open: the first record's own signal will come.
+            return []
+        self._unsettle_signal(position.offset)
+        return [LateSignal(ReadSignal(signal, position))]
+
+    def _complete(self, generation_offset: int, completed_by: Position) -> Completed:
+        joined = self._open.pop(generation_offset)
+        key = (joined.generation.generation_id, joined.generation.attempt)
+        del self._open_by_id[key]
+        stages = frozenset(stage for stage, read in joined.signals.items() if not has_error(read.signal))
+        self._decided.pop(key, None)
+        self.remember(*key, Decided(generation_offset, stages))
+        return Completed(joined, completed_by)
+
+    def _take_early(self, generation_offset: int) -> list[tuple[signal_pb2.Signal | None, Position]]:
+        waiting = self._early.pop(generation_offset, [])
+        self._early_count -= len(waiting)
+        return waiting
+
+    def _advance(self, offset: int) -> list[Event]:
+        """The generation at ``offset`` is read. Offsets that the topic no longer holds will never be: whoever waits for
+        them is late."""
+        events: list[Event] = []
+        if offset != self._next_generation and self._early:
+            gone = sorted(early for early in self._early if early < offset)
+            self._next_generation = offset
+            for early in gone:
+                for signal, at in self._take_early(early):
+                    events.extend(self._apply(early, signal, at))
+        self._next_generation = offset + 1
+        return events
+
+    def _unsettle(self, generation_offset: int) -> None:
+        self._unsettled.add(generation_offset)
+        heapq.heappush(self._unsettled_heap, generation_offset)
+
+    def _unsettle_signal(self, signal_offset: int) -> None:
+        self._unsettled_signals.add(signal_offset)
+        heapq.heappush(self._unsettled_signal_heap, signal_offset)
+
+    def _note_first_signal(self, generation_offset: int, signal_offset: int) -> None:
+        if generation_offset not in self._first_signal:
+            self._first_signal.add(generation_offset)
+            heapq.heappush(self._first_signal_heap, (signal_offset, generation_offset))

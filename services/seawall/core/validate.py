@@ -1,0 +1,80 @@
+"""What makes a generation record well formed. Relays and the aggregator share this, so they set aside the same ones."""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+
+from seawall.api.generation.v1 import generation_pb2
+from seawall.core import identity
+from seawall.core.errors import Poison
+
+_MODALITIES = frozenset(generation_pb2.Modality.values()) - {generation_pb2.MODALITY_UNSPECIFIED}
+_MEDIA_NEXUS = frozenset(
+    {generation_pb2.NEXUS_UPLOADED_INPUT, generation_pb2.NEXUS_MODEL_OUTPUT, generation_pb2.NEXUS_TRAINING_DATA}
+)
+#: Media items of one generation; a larger set belongs in several records of one conversation.
+MAX_MEDIA_ITEMS = 64
+
+
+def parse_generation(value: bytes | None) -> generation_pb2.Generation:
+    """Decode and check one value of generations.v1.
+
+    Raises:
+        Poison: UNDECODABLE, or the reason of the first malformed field; the detail names it and the mend.
+    """
+    if not value:
+        raise Poison("UNDECODABLE", "the record has no value: send a seawall.api.generation.v1.Generation")
+    try:
+        generation = generation_pb2.Generation.FromString(value)
+    except DecodeError as error:
+        raise Poison("UNDECODABLE", "the value is not a seawall.api.generation.v1.Generation") from error
+    check_generation(generation)
+    return generation
+
+
+def check_generation(generation: generation_pb2.Generation) -> None:
+    """Raise Poison unless every field that a stage relies on is well formed."""
+    identity.check_id("generation_id", generation.generation_id)
+    if generation.attempt < 1:
+        raise Poison("BAD_ATTEMPT", "attempt must be 1 or more: a platform's own record is attempt 1")
+    if generation.modality not in _MODALITIES:
+        raise Poison(
+            "UNKNOWN_MODALITY", f"modality {generation.modality} is not known to this version: upgrade, or set it"
+        )
+    has_prompt = False
+    for field in ("prompt", "negative_prompt"):
+        if generation.HasField(field):
+            sealed = generation.prompt if field == "prompt" else generation.negative_prompt
+            if not sealed.ciphertext:
+                raise Poison("EMPTY_CIPHERTEXT", f"{field}.ciphertext is empty: seal the text, or leave {field} unset")
+            has_prompt = True
+    if not has_prompt and not generation.media:
+        raise Poison("NOTHING_TO_SCAN", "neither prompt nor media is set: send what was asked, or what was produced")
+    if len(generation.media) > MAX_MEDIA_ITEMS:
+        raise Poison(
+            "TOO_MANY_ITEMS", f"media has {len(generation.media)} items, at most {MAX_MEDIA_ITEMS}: send several"
+        )
+    seen = set()
+    for item in generation.media:
+        identity.check_item_id("media.item_id", item.item_id)
+        if item.item_id in seen:
+            raise Poison("DUPLICATE_ITEM_ID", "two media items share an item_id: number them output/0, output/1, …")
+        seen.add(item.item_id)
+        if item.nexus not in _MEDIA_NEXUS:
+            raise Poison("UNKNOWN_NEXUS", "media.nexus must say uploaded input, model output or training data")
+        if not item.content.uri:
+            raise Poison("NO_URI", "media.content.uri is empty: put the bytes in the content store first")
+        if len(item.content.sha256) != 32:
+            raise Poison("BAD_SHA256", "media.content.sha256 must be the 32 bytes of SHA-256 over the content")
+
+
+def generation_id_of(key: bytes | None, topic: str, partition: int, offset: int) -> str:
+    """The id to report about a record whose value cannot be trusted: its key if that is a well-formed id."""
+    if key:
+        try:
+            text = key.decode("ascii")
+            identity.check_id("key", text)
+        except (UnicodeDecodeError, Poison):
+            return identity.unkeyed_generation_id(topic, partition, offset)
+        return text
+    return identity.unkeyed_generation_id(topic, partition, offset)

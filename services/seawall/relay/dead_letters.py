@@ -1,0 +1,109 @@
+"""Dead letters with a fuse.
+
+A record that cannot be processed is set aside, sealed, with its coordinates and the reason. The fuse keeps a bad deploy
+from setting *everything* aside: when most of the recent records would be diverted, the stage stops instead and says so.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from seawall.api.dead_letter.v1 import dead_letter_pb2
+from seawall.api.generation.v1 import generation_pb2
+from seawall.core import identity
+from seawall.core.clock import Clock
+from seawall.core.errors import Fatal, Poison, SeawallError
+from seawall.runtime.broker import Output, Record
+from seawall.runtime.sealing import Sealer
+
+
+class DeadLetters:
+    """Makes the dead letters of one room.
+
+    Args:
+        max_value_bytes: larger originals are left out (``value_omitted``): the coordinates still lead to them.
+    """
+
+    def __init__(
+        self, *, room: str, instance: str, topic: str, sealer: Sealer, clock: Clock, max_value_bytes: int = 2_000_000
+    ) -> None:
+        self._room = room
+        self._instance = instance
+        self._topic = topic
+        self._sealer = sealer
+        self._clock = clock
+        self._max_value_bytes = max_value_bytes
+
+    def output(self, record: Record, error: SeawallError) -> Output:
+        """The record of dead_letters.v1 for ``record``, which failed with ``error``."""
+        value = record.value or b""
+        letter = dead_letter_pb2.DeadLetter(
+            dead_letter_id=identity.dead_letter_id(self._room, record.topic, record.partition, record.offset),
+            room=self._room,
+            instance=self._instance,
+            error_class=dead_letter_pb2.ERROR_CLASS_POISON
+            if isinstance(error, Poison)
+            else dead_letter_pb2.ERROR_CLASS_RETRYABLE,
+            reason=error.reason,
+            detail=error.detail,
+            source=generation_pb2.RecordCoordinates(
+                topic=record.topic, partition=record.partition, offset=record.offset
+            ),
+            key=record.key or b"",
+            headers=_headers(record),
+            create_unix_nano=self._clock.now_nanos(),
+            original_size_bytes=len(value),
+        )
+        if len(value) > self._max_value_bytes:
+            letter.value_omitted = True
+        else:
+            associated = f"{record.topic}/{record.partition}/{record.offset}"
+            letter.key_id, letter.sealed_value = self._sealer.seal_bytes(value, associated)
+        headers = [(key, value) for key, value in letter.headers.items()]
+        return Output(self._topic, None, record.key, letter.SerializeToString(deterministic=True), headers)
+
+
+def _headers(record: Record) -> Mapping[str, bytes]:
+    # Only the trace context is ours; a platform's own headers may hold anything, so they stay with the original.
+    return {key: value for key, value in record.headers if key in ("traceparent", "tracestate")}
+
+
+class Fuse:
+    """Counts how many of the recent records were diverted.
+
+    Args:
+        window: how many records it looks back on.
+        minimum: diversions below this number never trip it.
+        share: the share of the window above which it trips, 0 to 1.
+    """
+
+    def __init__(self, *, window: int = 200, minimum: int = 25, share: float = 0.5) -> None:
+        self._recent: deque[bool] = deque(maxlen=window)
+        self._diverted = 0
+        self._minimum = minimum
+        self._share = share
+
+    def passed(self, count: int = 1) -> None:
+        """``count`` records went through."""
+        for _ in range(min(count, self._recent.maxlen or 0)):
+            self._push(False)
+
+    def check(self) -> None:
+        """Raise Fatal("FUSE_TRIPPED") if one more diversion is not allowed."""
+        if self._diverted >= self._minimum and self._diverted > self._share * len(self._recent):
+            raise Fatal(
+                "FUSE_TRIPPED",
+                f"{self._diverted} of the last {len(self._recent)} records would be dead letters: nothing more is "
+                "diverted. Look at the newest dead letters, mend or roll back, then restart this room",
+            )
+
+    def diverted(self) -> None:
+        """One record was set aside."""
+        self._push(True)
+
+    def _push(self, diverted: bool) -> None:
+        if len(self._recent) == self._recent.maxlen:
+            self._diverted -= self._recent[0]
+        self._recent.append(diverted)
+        self._diverted += diverted

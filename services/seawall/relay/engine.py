@@ -1,0 +1,550 @@
+"""The relay's engine: generations in, one RPC a micro-batch, signals out, the watermark behind them.
+
+    1. poll                    consumer.poll, never more than there is room for
+    2. accept                  decode, ask the stage for items; what is malformed is diverted (7)
+    3. batch                   up to batch_size generations, at once when idle, else after linger
+    4. call                    one RPC with what is left of the batch's budget; Retryable: again, then in halves
+    5. match                   replies to items by id; what is missing or not a number is ERROR
+    6. produce                 signals, acks=all; only then is the generation done
+    7. divert                  dead letter *and* ERROR signal, acknowledged together; a fuse stops a stage that would
+                               divert everything
+    8. commit                  the contiguous watermark, every commit_seconds and when partitions are revoked
+
+A crash between any two steps repeats work and loses none: nothing is committed before its output is acknowledged, and
+what is written twice has the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from seawall.api.generation.v1 import generation_pb2
+from seawall.api.signal.v1 import signal_pb2
+from seawall.core.clock import Clock, SystemClock
+from seawall.core.errors import Fatal, Poison, Retryable, SeawallError
+from seawall.core.validate import generation_id_of, parse_generation
+from seawall.relay.dead_letters import DeadLetters, Fuse
+from seawall.relay.offsets import OffsetTracker
+from seawall.relay.settings import EngineSettings
+from seawall.relay.signals import BatchTimes, SignalWriter, match_replies
+from seawall.relay.stage import Stage, StageItem, StageReply
+from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, TopicPartition
+
+_NANOS = 1_000_000_000
+_POLL_SECONDS = 0.5
+
+
+class Observer(Protocol):
+    """What the engine tells the outside; telemetry and the readiness file hang here. Must not block or raise."""
+
+    def batch(
+        self, records: Sequence[Record], started_nanos: int, ended_nanos: int, error: SeawallError | None
+    ) -> None:
+        """A batch is through its RPC."""
+        ...
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Something an operator may ask about: a retry, a diversion, a refused commit."""
+        ...
+
+    def ready(self, ready: bool) -> None:
+        """The engine carries records, or has stopped doing so."""
+        ...
+
+
+class Call(Protocol):
+    """One batched RPC: see seawall.runtime.rpc_client."""
+
+    def __call__(self, request: Any, *, timeout: float, wait_for_ready: bool) -> Awaitable[StageReply]:
+        """Raises Poison when the request itself is refused, Retryable for anything another try may mend.
+
+        ``wait_for_ready``: wait, inside the timeout, for a server that can be reached, rather than fail at once.
+        """
+        ...
+
+
+@dataclass
+class Stats:
+    """Counts since the start."""
+
+    read: int = 0
+    scored: int = 0
+    skipped: int = 0
+    failed: int = 0
+    diverted: int = 0
+    batches: int = 0
+    retries: int = 0
+
+
+@dataclass(slots=True)
+class Work:
+    """One generation on its way through."""
+
+    record: Record
+    tracker: OffsetTracker
+    generation: generation_pb2.Generation
+    items: Sequence[StageItem]
+    #: When it was read: Unix nanoseconds, and when its budget ends on the monotonic clock.
+    received: int
+    budget_end: float
+    attempts: int = 0
+
+
+@dataclass
+class _Partition:
+    tracker: OffsetTracker = field(default_factory=OffsetTracker)
+    committed: int | None = None
+
+
+class Engine:
+    """Runs one stage's relay until it is told to stop.
+
+    Args:
+        call: the stage's RPC.
+        signals_topic: name of signals.v1 in this lane.
+    """
+
+    def __init__(
+        self,
+        *,
+        stage: Stage,
+        broker: Broker,
+        call: Call,
+        dead_letters: DeadLetters,
+        generations_topic: str,
+        signals_topic: str,
+        group: str,
+        instance: str,
+        member: str | None,
+        settings: EngineSettings,
+        observer: Observer,
+        clock: Clock | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stage = stage
+        self._call = call
+        self._dead_letters = dead_letters
+        self._settings = settings
+        self._observer = observer
+        self._clock = clock or SystemClock()
+        self._monotonic = monotonic
+        self._writer = SignalWriter(stage=stage.name, topic=signals_topic, instance=instance)
+        self._consumer = broker.consumer(group, [generations_topic], instance=member, listener=self)
+        self._producer = broker.producer()
+        self._fuse = Fuse(window=settings.fuse_window, minimum=settings.fuse_minimum, share=settings.fuse_share)
+        self._partitions: dict[TopicPartition, _Partition] = {}
+        self._pending: deque[Work] = deque()
+        self._in_flight = 0
+        self._rpcs = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Event()
+        self._linger: asyncio.TimerHandle | None = None
+        self._stopping = asyncio.Event()
+        self._fatal: SeawallError | None = None
+        #: Sends that the broker has refused and that are tried again.
+        self._blocked = 0
+        self._next_commit = 0.0
+        self.stats = Stats()
+
+    # ---- life --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Carry records until ``stop`` is called, then finish what is in flight and commit.
+
+        Raises:
+            Fatal: a stage that must not go on, once it has been told to stop (until then it stands still, not ready).
+        """
+        await self._producer.start()
+        await self._consumer.start()
+        try:
+            while not self._stopping.is_set():
+                if self._fatal is not None:
+                    await self._stand_still(self._fatal)
+                    break
+                await self._turn()
+            await self._finish()
+        finally:
+            self._observer.ready(False)
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._consumer.stop()
+            await self._producer.stop()
+        if self._fatal is not None:
+            raise self._fatal
+
+    def stop(self) -> None:
+        """Ask ``run`` to end. Safe in a signal handler of the loop."""
+        self._stopping.set()
+        self._room.set()
+
+    async def _turn(self) -> None:
+        await self._commit_if_due()
+        room = self._settings.max_in_flight - self._in_flight
+        if room <= 0:
+            await self._wait_for_room()
+            return
+        try:
+            polled = await self._consumer.poll(max_records=room, timeout=_POLL_SECONDS)
+        except Retryable as error:
+            self._observer.ready(False)
+            self._observer.event("poll_failed", reason=error.reason)
+            await self._pause(self._settings.max_retry_seconds)
+            return
+        self._tell_ready()
+        received = self._clock.now_nanos()
+        budget_end = self._monotonic() + self._settings.budget_seconds
+        for partition, records in polled.items():
+            state = self._partitions.get(TopicPartition(*partition))
+            if state is None:
+                continue  # revoked while the poll was on its way: its new owner reads them
+            for record in records:
+                self._accept(record, state.tracker, received, budget_end)
+        self._dispatch()
+
+    async def _wait_for_room(self) -> None:
+        """Paused, but polling: the group must see a sign of life while a slow batch is out."""
+        assigned = self._consumer.assignment()
+        self._consumer.pause(assigned)
+        self._room.clear()
+        if self._in_flight >= self._settings.max_in_flight:
+            try:
+                await asyncio.wait_for(self._room.wait(), timeout=self._settings.commit_seconds)
+            except TimeoutError:
+                # Nothing comes of paused partitions; anything else would be a record we have no room for.
+                await self._consumer.poll(max_records=1, timeout=0)
+        self._consumer.resume(self._consumer.assignment())
+
+    async def _stand_still(self, fatal: SeawallError) -> None:
+        """Not ready, still alive, nothing moves: a person has to look."""
+        self._observer.ready(False)
+        while not self._stopping.is_set():
+            self._observer.event("halted", reason=fatal.reason, detail=fatal.detail)
+            self._consumer.pause(self._consumer.assignment())
+            try:
+                await self._consumer.poll(max_records=1, timeout=0)
+            except Retryable as error:
+                self._observer.event("poll_failed", reason=error.reason)
+            await self._pause(10.0)
+
+    async def _finish(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+        self._pending.clear()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.revoke_seconds)
+        await self._commit(list(self._partitions))
+
+    def _tell_ready(self) -> None:
+        self._observer.ready(bool(self._partitions) and not self._blocked and self._fatal is None)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), timeout=seconds)
+        except TimeoutError:
+            return
+
+    # ---- accept, batch -----------------------------------------------------------------------------------------
+
+    def _accept(self, record: Record, tracker: OffsetTracker, received: int, budget_end: float) -> None:
+        tracker.read(record.offset)
+        self.stats.read += 1
+        try:
+            generation = parse_generation(record.value)
+            items = self._stage.items(generation)
+        except Poison as error:
+            self._divert(record, tracker, error, received)
+            return
+        if generation.HasField("deadline_time"):
+            left = generation.deadline_time.seconds + generation.deadline_time.nanos / _NANOS - received / _NANOS
+            budget_end = min(budget_end, self._monotonic() + left)
+        self._in_flight += 1
+        work = Work(record, tracker, generation, items, received, budget_end)
+        if items:
+            self._pending.append(work)
+        elif self._stage.name in generation.required_stages:
+            output = self._failed(work, "NOTHING_TO_SCAN", signal_pb2.ITEM_STATUS_SKIPPED)
+            self._spawn(self._produce([output], [work]))
+        else:
+            self.stats.skipped += 1
+            self._done(work)
+
+    def _dispatch(self) -> None:
+        """Send what may be sent now."""
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        size = self._settings.batch_size
+        while self._pending and self._rpcs < self._settings.max_rpcs and self._fatal is None:
+            if self._rpcs and len(self._pending) < size:
+                waited = (self._clock.now_nanos() - self._pending[0].received) / _NANOS
+                if waited < self._settings.linger_seconds:
+                    delay = self._settings.linger_seconds - max(waited, 0.0)
+                    self._linger = asyncio.get_running_loop().call_later(delay, self._dispatch)
+                    return
+            batch = [self._pending.popleft() for _ in range(min(size, len(self._pending)))]
+            self._rpcs += 1
+            self._spawn(self._carry(batch))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A fault of ours, not of a record: stop rather than lose count of what is in flight.
+            self._halt(
+                error
+                if isinstance(error, Fatal)
+                else Fatal("INTERNAL", f"the relay failed ({type(error).__name__}): see the log, then restart it")
+            )
+            if not isinstance(error, SeawallError):
+                self._observer.event("crashed", error=error)
+
+    def _halt(self, error: SeawallError) -> None:
+        if self._fatal is None:
+            self._fatal = error
+        self._observer.ready(False)
+        self._room.set()
+
+    # ---- call, match, produce ----------------------------------------------------------------------------------
+
+    async def _carry(self, batch: list[Work]) -> None:
+        batched = self._clock.now_nanos()
+        try:
+            await self._score(batch, batched)
+        finally:
+            self._rpcs -= 1
+            self._dispatch()
+
+    async def _score(self, batch: list[Work], batched: int, failures: int = 0) -> None:
+        """Score a batch within its budget; halve it when it keeps failing, so that one bad item is left alone."""
+        settings = self._settings
+        delay = settings.retry_seconds
+        while batch := await self._drop_overdue(batch):
+            for work in batch:
+                work.attempts += 1
+            left = min(work.budget_end for work in batch) - self._monotonic()
+            records = [work.record for work in batch]
+            sent = self._clock.now_nanos()
+            error: SeawallError
+            try:
+                # The first attempt fails fast, so that another server may be tried. Later ones wait for a server that
+                # is there: what still fails then failed *because* of what was sent.
+                reply = await self._call(self._request(batch), timeout=max(left, 0.001), wait_for_ready=failures > 0)
+            except (Poison, Retryable) as failed:
+                error = failed
+            else:
+                self._observer.batch(records, sent, self._clock.now_nanos(), None)
+                await self._emit(batch, reply, BatchTimes(batched, sent))
+                return
+            failures += 1
+            self.stats.retries += 1
+            self._observer.batch(records, sent, self._clock.now_nanos(), error)
+            self._observer.event("rpc_failed", reason=error.reason, items=len(batch), attempt=batch[0].attempts)
+            if len(batch) == 1:
+                if isinstance(error, Poison):
+                    await self._divert_scored(batch[0], error)
+                    return
+                if batch[0].attempts >= settings.max_attempts:
+                    await self._give_up(batch, error.reason)
+                    return
+            elif isinstance(error, Poison) or (failures >= 2 and error.reason != "RESOURCE_EXHAUSTED"):
+                half = len(batch) // 2
+                await self._score(batch[:half], batched, 1)
+                await self._score(batch[half:], batched, 1)
+                return
+            await self._pause(delay * random.uniform(0.5, 1.0))
+            if self._stopping.is_set():
+                return  # not done: the next owner scores them
+            delay = min(delay * 2, settings.max_retry_seconds)
+
+    async def _drop_overdue(self, batch: list[Work]) -> list[Work]:
+        """Answer for the works whose budget is spent; return the others."""
+        now = self._monotonic()
+        overdue = [work for work in batch if work.budget_end <= now]
+        if overdue:
+            await self._give_up(overdue, "BUDGET_SPENT")
+            return [work for work in batch if work.budget_end > now]
+        return batch
+
+    def _request(self, batch: list[Work]) -> Any:
+        request = self._stage.request_type()
+        items = request.items
+        number = 0
+        for work in batch:
+            for item in work.items:
+                message: Any = item.message
+                message.id = number
+                items.append(message)
+                number += 1
+        return request
+
+    async def _emit(self, batch: list[Work], reply: StageReply, times: BatchTimes) -> None:
+        results = match_replies(reply, sum(len(work.items) for work in batch))
+        produced = self._clock.now_nanos()
+        outputs = []
+        start = 0
+        for work in batch:
+            end = start + len(work.items)
+            outputs.append(
+                self._writer.scored(
+                    work.record,
+                    work.generation,
+                    work.items,
+                    results[start:end],
+                    reply,
+                    received=work.received,
+                    times=times,
+                    produced=produced,
+                    attempts=work.attempts,
+                    batch_size=len(batch),
+                )
+            )
+            start = end
+        self.stats.batches += 1
+        self.stats.scored += len(batch)
+        self._fuse.passed(len(batch))
+        await self._produce(outputs, batch)
+
+    async def _give_up(self, batch: list[Work], reason: str) -> None:
+        self.stats.failed += len(batch)
+        self._observer.event("gave_up", reason=reason, items=len(batch))
+        await self._produce([self._failed(work, reason) for work in batch], batch)
+
+    def _failed(
+        self, work: Work, reason: str, status: signal_pb2.ItemStatus.ValueType = signal_pb2.ITEM_STATUS_ERROR
+    ) -> Output:
+        generation = work.generation
+        return self._writer.failed(
+            work.record,
+            generation.generation_id,
+            generation.attempt,
+            work.items,
+            reason,
+            status=status,
+            received=work.received,
+            produced=self._clock.now_nanos(),
+            attempts=work.attempts,
+        )
+
+    async def _produce(self, outputs: list[Output], batch: list[Work]) -> None:
+        """Write one output for each work; a generation is done once its output is acknowledged."""
+        try:
+            await self._send(outputs)
+        except RecordTooLarge as refused:
+            by_output = {id(output): work for output, work in zip(outputs, batch, strict=True)}
+            for output in refused.outputs:
+                await self._divert_scored(by_output.pop(id(output)), refused)
+            for work in by_output.values():
+                self._done(work)
+            return
+        for work in batch:
+            self._done(work)
+
+    async def _send(self, outputs: Sequence[Output]) -> None:
+        """Send until the broker has acknowledged: while it is away nothing moves, and nothing is lost."""
+        delay = self._settings.retry_seconds
+        while True:
+            try:
+                await self._producer.send(outputs)
+            except Retryable as error:
+                self._blocked += 1
+                self._tell_ready()
+                self._observer.event("produce_failed", reason=error.reason, records=len(outputs))
+                try:
+                    await asyncio.sleep(delay)
+                finally:
+                    self._blocked -= 1
+                delay = min(delay * 2, self._settings.max_retry_seconds)
+            else:
+                return
+
+    def _done(self, work: Work) -> None:
+        work.tracker.done(work.record.offset)
+        self._in_flight -= 1
+        self._room.set()
+
+    # ---- divert ------------------------------------------------------------------------------------------------
+
+    def _divert(self, record: Record, tracker: OffsetTracker, error: Poison, received: int) -> None:
+        """Set a malformed record aside; its id can only come from its key."""
+        generation_id = generation_id_of(record.key, record.topic, record.partition, record.offset)
+        generation = generation_pb2.Generation(generation_id=generation_id)
+        self._in_flight += 1
+        work = Work(record, tracker, generation, (), received, 0.0)
+        self._spawn(self._divert_scored(work, error))
+
+    async def _divert_scored(self, work: Work, error: Poison) -> None:
+        try:
+            self._fuse.check()
+        except Fatal as tripped:
+            self._halt(tripped)
+            return  # not done: the watermark stays below it
+        self._fuse.diverted()
+        self.stats.diverted += 1
+        self._observer.event(
+            "diverted", reason=error.reason, partition=work.record.partition, offset=work.record.offset
+        )
+        await self._send([self._dead_letters.output(work.record, error), self._failed(work, error.reason)])
+        self._done(work)
+
+    # ---- commit ------------------------------------------------------------------------------------------------
+
+    async def _commit_if_due(self) -> None:
+        now = self._monotonic()
+        if now >= self._next_commit:
+            self._next_commit = now + self._settings.commit_seconds
+            await self._commit(list(self._partitions))
+
+    async def _commit(self, partitions: Collection[TopicPartition]) -> None:
+        offsets = {}
+        for partition in partitions:
+            state = self._partitions.get(partition)
+            if state is None:
+                continue
+            watermark = state.tracker.watermark
+            if watermark is not None and watermark != state.committed:
+                offsets[partition] = watermark
+        if not offsets:
+            return
+        try:
+            await self._consumer.commit(offsets)
+        except Retryable as error:
+            # Refused means "not yours any more" or "not now". Either way the offsets are offered again while they are
+            # ours, at the pace of commit_seconds: never in a loop.
+            self._observer.event("commit_refused", reason=error.reason)
+            return
+        for partition, offset in offsets.items():
+            if (state := self._partitions.get(partition)) is not None:
+                state.committed = offset
+
+    async def on_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Let what is in flight end, commit, forget. What was not yet sent is the next owner's."""
+        going = {TopicPartition(*partition) for partition in revoked}
+        kept: deque[Work] = deque()
+        for work in self._pending:
+            if TopicPartition(work.record.topic, work.record.partition) in going:
+                self._in_flight -= 1
+            else:
+                kept.append(work)
+        self._pending = kept
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.revoke_seconds)
+        await self._commit(going)
+        for partition in going:
+            self._partitions.pop(partition, None)
+        self._room.set()
+
+    async def on_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Begin at the committed offsets."""
+        for partition in assigned:
+            self._partitions[TopicPartition(*partition)] = _Partition()
