@@ -194,6 +194,8 @@ class RpcServerSettings(Group):
     default_timeout_seconds: Seconds = 10.0
     # The adaptive limit falls while a batch waits longer than this for its first item to start.
     queue_target_seconds: Seconds = 1.0
+    # A worker on one item for so long is stuck; with all of them stuck, health says NOT_SERVING.
+    stuck_seconds: Seconds = 30.0
     # After SIGTERM: how long health says NOT_SERVING before new calls are refused, so that balancers turn away.
     linger_seconds: float = Field(default=0.25, ge=0, allow_inf_nan=False)
     # After SIGTERM: how long calls in progress may take to end.
@@ -253,7 +255,7 @@ class TelemetrySettings(Group):
     otlp_endpoint: str | None = None
     # Longest time one export may take.
     export_timeout_seconds: Seconds = 5.0
-    # Spans as JSON lines, for a machine without a collector.
+    # Spans as JSON lines, for a machine without a collector. One file a process.
     spans_file: Path | None = None
     # The file is turned over to <name>.1 at this size: twice as much is the most it takes.
     spans_file_max_bytes: ByteCount = 32 * 1024 * 1024

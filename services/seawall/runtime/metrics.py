@@ -1,0 +1,110 @@
+"""The catalogue: every metric, span and attribute name that Seawall emits, each with a sentence for the operator.
+
+Names follow OpenTelemetry's semantic conventions v1.44 where they have one; ours begin with ``moderation.``.
+Instruments are proxies until `telemetry.setup` installs a provider, and cost next to nothing before.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from opentelemetry import metrics
+
+
+class Metric(NamedTuple):
+    """A metric as the operator meets it."""
+
+    name: str
+    kind: str
+    unit: str
+    meaning: str
+
+
+class Attribute(NamedTuple):
+    """An attribute of a span or metric."""
+
+    name: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {}
+ATTRIBUTES: dict[str, Attribute] = {}
+
+_meter = metrics.get_meter("seawall")
+
+
+def _counter(name: str, unit: str, meaning: str) -> metrics.Counter:
+    METRICS[name] = Metric(name, "counter", unit, meaning)
+    return _meter.create_counter(name, unit=unit, description=meaning)
+
+
+def _level(name: str, unit: str, meaning: str) -> metrics.UpDownCounter:
+    METRICS[name] = Metric(name, "level", unit, meaning)
+    return _meter.create_up_down_counter(name, unit=unit, description=meaning)
+
+
+def _gauge(name: str, unit: str, meaning: str) -> metrics._Gauge:
+    METRICS[name] = Metric(name, "gauge", unit, meaning)
+    return _meter.create_gauge(name, unit=unit, description=meaning)
+
+
+def _histogram(name: str, unit: str, meaning: str, bounds: tuple[float, ...]) -> metrics.Histogram:
+    METRICS[name] = Metric(name, "histogram", unit, meaning)
+    return _meter.create_histogram(name, unit=unit, description=meaning, explicit_bucket_boundaries_advisory=bounds)
+
+
+def _attribute(name: str, meaning: str) -> str:
+    ATTRIBUTES[name] = Attribute(name, meaning)
+    return name
+
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+# gRPC services
+RPC_SERVER_DURATION = _histogram(
+    "rpc.server.call.duration", "s", "How long a stage service took for a batch, waiting included.", _SECONDS
+)
+RPC_CLIENT_DURATION = _histogram(
+    "rpc.client.call.duration",
+    "s",
+    "How long a caller waited for a batch; subtract the server's to see the network.",
+    _SECONDS,
+)
+BATCH_ITEMS = _counter(
+    "moderation.batch.items", "{item}", "Items that a stage service answered, by status. ERROR here becomes HOLD later."
+)
+BATCH_QUEUE_DURATION = _histogram(
+    "moderation.batch.queue.duration",
+    "s",
+    "How long a batch waited for a worker: the first sign of overload.",
+    _SECONDS,
+)
+BATCH_REJECTED = _counter(
+    "moderation.batch.rejected", "{batch}", "Batches refused with RESOURCE_EXHAUSTED: add replicas if it lasts."
+)
+BATCH_LIMIT = _gauge(
+    "moderation.batch.limit", "{batch}", "Batches the service takes on now; it falls below the setting under overload."
+)
+BATCHES_ACTIVE = _level("moderation.batch.active", "{batch}", "Batches in progress or waiting in the service.")
+WORKERS_STUCK = _gauge(
+    "moderation.worker.stuck", "{worker}", "Workers held by one item for too long: with all of them stuck it restarts."
+)
+
+# Telemetry's own loss
+SPANS_DROPPED = _counter(
+    "moderation.telemetry.spans.dropped", "{span}", "Spans lost to a full queue or a collector that is away."
+)
+
+# Attributes of the semantic conventions
+RPC_SYSTEM = _attribute("rpc.system.name", 'Always "grpc".')
+RPC_METHOD = _attribute("rpc.method", "The called method, fully qualified: package.Service/Method.")
+RPC_STATUS = _attribute("rpc.status_code", 'The call\'s gRPC status by name: "OK", "RESOURCE_EXHAUSTED".')
+ERROR_TYPE = _attribute("error.type", "The reason of the failure, machine-readable.")
+SERVER_ADDRESS = _attribute("server.address", "The target that was called.")
+
+# Ours
+BATCH_SIZE = _attribute("moderation.batch.size", "Items in the batch.")
+ITEM_STATUS = _attribute("moderation.item.status", "Status of an item: ok, error, unscannable, skipped.")
+ITEM_REASON = _attribute("moderation.item.reason", "Why an item's status is not OK.")
+QUEUE_SECONDS = _attribute("moderation.batch.queue_seconds", "How long this batch waited for a worker.")
+DROP_CAUSE = _attribute("moderation.telemetry.drop_cause", "queue_full or export_failed.")
