@@ -38,11 +38,21 @@ class JoinSettings(Group):
     fuse_share: float = Field(default=0.5, gt=0, le=1)
 
 
+class TraceSettings(Group):
+    """Which decisions are traced. Those other than ALLOW, and those with errors, always are."""
+
+    # Share of the ALLOW decisions, 0 to 1.
+    allow_share: float = Field(default=0.01, ge=0, le=1)
+    # A decision that took longer is always traced.
+    slow_seconds: Seconds = 2.0
+
+
 class AggregatorSettings(RoomSettings):
     """The aggregator: Kafka on both sides, a policy in between."""
 
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     sealing: SealingSettings = Field(default_factory=SealingSettings)
     join: JoinSettings = Field(default_factory=JoinSettings)
+    traces: TraceSettings = Field(default_factory=TraceSettings)
     # The policy to enforce; the default comes with the package.
     policy: Path = Path(__file__).parent / "policies" / "default.yaml"

@@ -10,8 +10,6 @@ from typing import NamedTuple, Protocol
 
 from seawall.core.errors import Poison
 
-from seawall.core.errors import Poison
-
 
 class TopicPartition(NamedTuple):
     """A partition of a topic."""
@@ -53,22 +51,10 @@ class Output(NamedTuple):
 
 
 class RecordTooLarge(Poison):
-    """Outputs exceed what their topic takes; every other output of the same ``send`` has been acknowledged.
-
-    Args:
-        outputs: the refused ones, the very objects that were given.
-    """
-
-    def __init__(self, detail: str, outputs: Sequence[Output]) -> None:
-        super().__init__("RECORD_TOO_LARGE", detail)
-        self.outputs = outputs
-
-
-class RecordTooLarge(Poison):
     """Some outputs exceed what their topic takes; every other output of that send was acknowledged.
 
     Args:
-        outputs: the refused ones, in the order given to ``send``.
+        outputs: the refused ones: the very objects given to ``send``, in their order.
     """
 
     def __init__(self, outputs: Sequence[Output]) -> None:

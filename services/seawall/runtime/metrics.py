@@ -90,6 +90,17 @@ WORKERS_STUCK = _gauge(
     "moderation.worker.stuck", "{worker}", "Workers held by one item for too long: with all of them stuck it restarts."
 )
 
+# The stream path
+STREAM_EVENTS = _counter(
+    "moderation.stream.events",
+    "{event}",
+    "What relays and the aggregator met, by event: retries, diversions, refused commits, halts. See the runbook.",
+)
+DECISIONS = _counter("moderation.decisions", "{decision}", "Decisions written, by outcome and rule.")
+DECISION_DURATION = _histogram(
+    "moderation.decision.duration", "s", "From the generation's log time to its decision's, by outcome.", _SECONDS
+)
+
 # Telemetry's own loss
 SPANS_DROPPED = _counter(
     "moderation.telemetry.spans.dropped", "{span}", "Spans lost to a full queue or a collector that is away."
@@ -102,7 +113,22 @@ RPC_STATUS = _attribute("rpc.status_code", 'The call\'s gRPC status by name: "OK
 ERROR_TYPE = _attribute("error.type", "The reason of the failure, machine-readable.")
 SERVER_ADDRESS = _attribute("server.address", "The target that was called.")
 
+MESSAGING_SYSTEM = _attribute("messaging.system", 'Always "kafka".')
+MESSAGING_OPERATION = _attribute("messaging.operation.type", "send, receive or process.")
+MESSAGING_DESTINATION = _attribute("messaging.destination.name", "The topic.")
+MESSAGING_PARTITION = _attribute("messaging.destination.partition.id", "The partition.")
+MESSAGING_OFFSET = _attribute("messaging.kafka.offset", "The record's offset.")
+CONSUMER_GROUP = _attribute("messaging.consumer.group.name", "The consumer group: the room's name.")
+
 # Ours
+EVENT = _attribute("moderation.event", "What a room of the stream path met.")
+GENERATION_ID = _attribute("moderation.generation.id", "The generation: `seawall why` takes it.")
+ATTEMPT = _attribute("moderation.generation.attempt", "1 for the first scan; more after a HOLD.")
+DECISION_ID = _attribute("moderation.decision.id", "The decision's derived id.")
+OUTCOME = _attribute("moderation.outcome", "OUTCOME_ALLOW, _HOLD, _REVIEW, _BLOCK or _BLOCK_AND_REPORT.")
+RULE = _attribute("moderation.rule", "The rule that decided; engine/… are the engine's own.")
+POLICY_DIGEST = _attribute("moderation.policy.digest", "SHA-256 of the policy in force.")
+RPC_ATTEMPTS = _attribute("moderation.rpc.attempts", "RPC attempts a signal took.")
 BATCH_SIZE = _attribute("moderation.batch.size", "Items in the batch.")
 ITEM_STATUS = _attribute("moderation.item.status", "Status of an item: ok, error, unscannable, skipped.")
 ITEM_REASON = _attribute("moderation.item.reason", "Why an item's status is not OK.")

@@ -50,9 +50,17 @@ class StageClient(Generic[Request, Response]):
             response_deserializer=response.FromString,
         )
 
-    async def call(self, request: Request, timeout: float, metadata: Iterable[tuple[str, str]] = ()) -> Response:
+    async def call(
+        self,
+        request: Request,
+        timeout: float,
+        metadata: Iterable[tuple[str, str]] = (),
+        *,
+        wait_for_ready: bool = False,
+    ) -> Response:
         """One call, attempts on UNAVAILABLE included, within ``timeout`` seconds (and the setting's own bound).
 
+        ``wait_for_ready``: while no server can be reached wait for one, rather than fail with UNAVAILABLE at once.
         Cancelling the task that awaits it cancels the work on the server.
 
         Raises:
@@ -67,7 +75,7 @@ class StageClient(Generic[Request, Response]):
         status = "OK"
         try:
             response: Response = await self._call(
-                request, timeout=timeout, metadata=tuple(metadata), wait_for_ready=False
+                request, timeout=timeout, metadata=tuple(metadata), wait_for_ready=wait_for_ready
             )
             return response
         except grpc.aio.AioRpcError as error:

@@ -166,9 +166,13 @@ def batch_span(
     tracer = _state.tracer
     if tracer is None:
         return BatchSpan(None, parent or TraceContext.new(sampled=False))
-    linked = [trace.Link(_span_context(context)) for context in itertools.islice(filter(None, links), MAX_LINKS)]
-    span = tracer.start_span(name, _as_parent(parent), kind, attributes, linked)
+    span = tracer.start_span(name, _as_parent(parent), kind, attributes, _links(links))
     return BatchSpan(span, _context_of(span))  # type: ignore[arg-type]
+
+
+def is_recording() -> bool:
+    """True if spans go anywhere: what only feeds a span may be left out otherwise."""
+    return _state.tracer is not None
 
 
 def record_span(
@@ -178,13 +182,14 @@ def record_span(
     end_nanos: int,
     *,
     parent: TraceContext | None = None,
+    links: Iterable[TraceContext | None] = (),
     attributes: Mapping[str, Value] | None = None,
 ) -> TraceContext:
     """Record a span after the fact, with its real times (Unix nanoseconds). Returns its context, to be a parent."""
     tracer = _state.tracer
     if tracer is None:
         return parent or TraceContext.new(sampled=False)
-    span = tracer.start_span(name, _as_parent(parent), kind, attributes, start_time=start_nanos)
+    span = tracer.start_span(name, _as_parent(parent), kind, attributes, _links(links), start_time=start_nanos)
     span.end(end_nanos)
     return _context_of(span)
 
@@ -330,6 +335,10 @@ class _State:
 
 
 _state = _State()
+
+
+def _links(contexts: Iterable[TraceContext | None]) -> list[trace.Link]:
+    return [trace.Link(_span_context(context)) for context in itertools.islice(filter(None, contexts), MAX_LINKS)]
 
 
 def _span_context(context: TraceContext) -> trace.SpanContext:

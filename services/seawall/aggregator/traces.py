@@ -1,0 +1,107 @@
+"""Decide, then trace: once a decision stands, its own span tree is emitted after the fact, with real times.
+
+Blocked, held, reviewed, erroneous and slow generations are always traced; of the rest a configured share, chosen by the
+decision's id, so that a replay chooses the same. The tree hangs below the trace context that came with the generation:
+
+    decide <decisions topic>
+    ├── join
+    └── <stage>                one for each signal: received → produced
+        └── rpc                sent → inference end
+"""
+
+from __future__ import annotations
+
+from opentelemetry.trace import SpanKind
+
+from seawall.aggregator.settings import TraceSettings
+from seawall.api.decision.v1 import decision_pb2
+from seawall.api.signal.v1 import signal_pb2
+from seawall.core.join import has_error
+from seawall.relay.observe import StreamObserver
+from seawall.runtime import metrics, telemetry
+from seawall.runtime.topics import TopicNames
+
+_NANOS = 1_000_000_000
+
+
+class AggregatorObserver(StreamObserver):
+    """Observer of the aggregator's engine."""
+
+    def __init__(self, room: str, names: TopicNames, settings: TraceSettings) -> None:
+        super().__init__(room)
+        self._names = names
+        self._settings = settings
+
+    def decided(self, decision: decision_pb2.Decision) -> None:
+        """Count the decision, and trace it if it is to be."""
+        outcome = decision_pb2.Outcome.Name(decision.outcome)
+        metrics.DECISIONS.add(1, {metrics.OUTCOME: outcome, metrics.RULE: decision.rule_id})
+        seconds = (decision.decided_unix_nano - decision.generation_log_unix_nano) / _NANOS
+        if decision.kind == decision_pb2.DECISION_KIND_JOINT:
+            metrics.DECISION_DURATION.record(seconds, {metrics.OUTCOME: outcome})
+        if telemetry.is_recording() and self._chosen(decision, seconds):
+            self._trace(decision, outcome)
+
+    def _chosen(self, decision: decision_pb2.Decision, seconds: float) -> bool:
+        if decision.outcome != decision_pb2.OUTCOME_ALLOW or seconds > self._settings.slow_seconds:
+            return True
+        if any(has_error(joined.signal) for joined in decision.signals):
+            return True
+        return int(decision.decision_id[:8], 16) < self._settings.allow_share * 0x1_0000_0000
+
+    def _trace(self, decision: decision_pb2.Decision, outcome: str) -> None:
+        incoming = telemetry.TraceContext.parse(decision.traceparent)
+        record = decision.generation_record
+        root = telemetry.record_span(
+            f"decide {self._names.decisions}",
+            SpanKind.CONSUMER,
+            decision.generation_log_unix_nano or decision.decided_unix_nano,
+            decision.decided_unix_nano,
+            parent=incoming,
+            attributes={
+                metrics.MESSAGING_SYSTEM: "kafka",
+                metrics.MESSAGING_OPERATION: "process",
+                metrics.MESSAGING_DESTINATION: self._names.generations,
+                metrics.MESSAGING_PARTITION: str(record.partition),
+                metrics.MESSAGING_OFFSET: record.offset,
+                metrics.GENERATION_ID: decision.generation_id,
+                metrics.ATTEMPT: decision.attempt,
+                metrics.DECISION_ID: decision.decision_id,
+                metrics.OUTCOME: outcome,
+                metrics.RULE: decision.rule_id,
+                metrics.POLICY_DIGEST: decision.policy_digest,
+            },
+        )
+        for joined in decision.signals:
+            self._trace_signal(joined, root)
+
+    def _trace_signal(self, joined: decision_pb2.JoinedSignal, root: telemetry.TraceContext) -> None:
+        signal = joined.signal
+        times = signal.timings
+        if not times.received_unix_nano or not times.produced_unix_nano:
+            return
+        worst = max((item.status for item in signal.items), default=signal_pb2.ITEM_STATUS_UNSPECIFIED)
+        stage = telemetry.record_span(
+            f"process {signal.stage}",
+            SpanKind.CONSUMER,
+            times.received_unix_nano,
+            times.produced_unix_nano,
+            parent=root,
+            attributes={
+                metrics.CONSUMER_GROUP: signal.stage,
+                metrics.MESSAGING_PARTITION: str(joined.record.partition),
+                metrics.MESSAGING_OFFSET: joined.record.offset,
+                metrics.BATCH_SIZE: signal.batch_size,
+                metrics.RPC_ATTEMPTS: signal.rpc_attempts,
+                metrics.ITEM_STATUS: signal_pb2.ItemStatus.Name(worst),
+            },
+        )
+        if times.sent_unix_nano and times.inference_end_unix_nano:
+            telemetry.record_span(
+                f"rpc {signal.stage}",
+                SpanKind.CLIENT,
+                times.sent_unix_nano,
+                max(times.inference_end_unix_nano, times.sent_unix_nano),
+                parent=stage,
+                attributes={metrics.RPC_SYSTEM: "grpc"},
+            )

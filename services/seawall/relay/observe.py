@@ -1,0 +1,75 @@
+"""What a room of the stream path tells the outside: logs, metrics, one span a batch, the ready file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from opentelemetry.trace import SpanKind
+
+from seawall.core.errors import SeawallError
+from seawall.runtime import metrics, telemetry
+from seawall.runtime.broker import Record
+from seawall.runtime.logging import get_logger
+from seawall.runtime.readiness import ReadyFile
+
+#: Events of ordinary life; the others are warnings.
+_CALM = frozenset({"ready", "not_ready"})
+#: Events that an operator must act on.
+_ALARMS = frozenset({"halted", "crashed"})
+
+
+class StreamObserver:
+    """Observer of a relay's or the aggregator's engine."""
+
+    def __init__(self, room: str) -> None:
+        self._room = room
+        self._log = get_logger(room)
+        self._ready_file = ReadyFile()
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Log and count something an operator may ask about."""
+        error = fields.pop("error", None)
+        reason = fields.get("reason", "")
+        metrics.STREAM_EVENTS.add(1, {metrics.EVENT: name, metrics.ERROR_TYPE: reason})
+        if name in _ALARMS:
+            self._log.error(name, exc_info=error, **fields)
+        elif name in _CALM:
+            self._log.info(name, **fields)
+        else:
+            self._log.warning(name, **fields)
+
+    def ready(self, ready: bool) -> None:
+        """Keep the ready file true, and say when it changes."""
+        if self._ready_file.set(ready):
+            self.event("ready" if ready else "not_ready")
+
+
+class RelayObserver(StreamObserver):
+    """Observer of a relay's engine."""
+
+    def __init__(self, room: str, topic: str) -> None:
+        super().__init__(room)
+        self._span_name = f"process {topic}"
+        self._attributes = {
+            metrics.MESSAGING_SYSTEM: "kafka",
+            metrics.MESSAGING_OPERATION: "process",
+            metrics.MESSAGING_DESTINATION: topic,
+            metrics.CONSUMER_GROUP: room,
+        }
+
+    def batch(self, records: Sequence[Record], started: int, ended: int, error: SeawallError | None) -> None:
+        """One span for the batch, linked to the traces of its generations."""
+        if not telemetry.is_recording():
+            return
+        attributes: dict[str, str | bool | int | float] = {**self._attributes, metrics.BATCH_SIZE: len(records)}
+        if error is not None:
+            attributes[metrics.ERROR_TYPE] = error.reason
+        telemetry.record_span(
+            self._span_name,
+            SpanKind.CONSUMER,
+            started,
+            ended,
+            attributes=attributes,
+            links=[telemetry.from_headers(record.headers) for record in records[: telemetry.MAX_LINKS]],
+        )
