@@ -248,6 +248,30 @@ def test_what_no_linter_knows_is_found(clone: Path, name: str, planted: str, pro
     assert f"{name}: {problem}" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("contract", "arguments", "expected"),
+    [
+        ("def test_a(): assert True", [], 0),
+        ("", [], 5),
+        ("import pytest\n@pytest.mark.skip\ndef test_a(): assert True", [], 5),
+        ("def test_a(): assert True", ["-k", "nothing_of_that_name"], 5),
+        ("", ["-k", "test_unit"], 0),
+        ("def test_a(): assert False", [], 1),
+    ],
+)
+def test_a_suite_that_runs_nothing_fails(tmp_path: Path, contract: str, arguments: list[str], expected: int) -> None:
+    for suite, source in {"unit": "def test_unit(): assert True", "contract": contract}.items():
+        (tmp_path / "tests" / suite).mkdir(parents=True)
+        (tmp_path / "tests" / suite / f"test_{suite}.py").write_text(source)
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
+    shutil.copytree(ROOT / "tests/support", tmp_path / "tests/support", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pytest", "-p", "tests.support.suites", "-p", "no:cacheprovider", *arguments]
+    result = run(*command, "tests/unit", "tests/contract", cwd=tmp_path)
+    assert result.returncode == expected, result.stdout
+    if not arguments and expected == 5:
+        assert "ERROR: no test of tests/contract was executed" in result.stdout
+
+
 # ---- documents ---------------------------------------------------------------------------------------------------
 
 
