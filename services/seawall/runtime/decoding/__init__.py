@@ -1,0 +1,42 @@
+"""Safe decoding of pictures, shared by the media stages.
+
+    inspect(data) -> ImageInfo                      what the header says; nothing decoded
+    decode_gray(data, min_side=512) -> uint8[h, w]     the first frame
+    decode_rgb(data, min_side=…) -> uint8[h, w, 3]     the first frame
+    iterate_frames(data, mode) -> Iterator[Frame]   every frame, in every view; one in memory at a time
+    decode_frames(data, mode, max_frames)           the few frames that differ most
+
+A file is untrusted: its first bytes must be on the allow-list, the size its header claims is checked before a pixel is
+decoded, and bytes, pixels, frames and passes are capped by `DecodingSettings`. What cannot be read whole raises
+`Unscannable`, which is never clean. Every function is stateless and safe for threads, takes bytes and gives arrays, so
+that the work can move into other processes without its callers changing.
+"""
+
+from __future__ import annotations
+
+from seawall.runtime.decoding.frames import Frame, decode_frames, iterate_frames
+from seawall.runtime.decoding.image_info import ImageInfo, ImageType
+from seawall.runtime.decoding.inspection import inspect
+from seawall.runtime.decoding.limits import DEFAULT_LIMITS, DecodingSettings
+from seawall.runtime.decoding.pixels import Mode, Pixels, View
+from seawall.runtime.decoding.stills import PDQ_MIN_SIDE, decode_gray, decode_rgb
+from seawall.runtime.decoding.unscannable import Reason, Unscannable
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "PDQ_MIN_SIDE",
+    "DecodingSettings",
+    "Frame",
+    "ImageInfo",
+    "ImageType",
+    "Mode",
+    "Pixels",
+    "Reason",
+    "Unscannable",
+    "View",
+    "decode_frames",
+    "decode_gray",
+    "decode_rgb",
+    "inspect",
+    "iterate_frames",
+]

@@ -1,0 +1,25 @@
+"""What a file's header says, before a single pixel is decoded."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+ImageType = Literal["jpeg", "png", "gif", "webp", "avif"]
+
+
+class ImageInfo(NamedTuple):
+    """The header of a picture, checked against the limits."""
+
+    type: ImageType
+    #: Pixels as stored, before ``orientation`` is applied.
+    width: int
+    height: int
+    #: 1 for a still. AVIF sequences: 1 until they are opened, see ``frames``.
+    frames: int
+    #: EXIF's number, 1 to 8: how the stored picture must be turned to stand upright. JPEG only; others are turned by
+    #: their decoder.
+    orientation: int = 1
+    #: Offset of the first byte behind the picture; the file's length when nothing rides behind it.
+    end: int = 0
+    #: A JPEG whose coefficients are all held in memory until the last pass.
+    progressive: bool = False

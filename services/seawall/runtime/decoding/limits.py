@@ -1,0 +1,27 @@
+"""How much of a hostile file is ever read."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from seawall.runtime.settings import ByteCount, Group
+
+
+class DecodingSettings(Group):
+    """Caps on what is decoded. Each bounds memory or time that a sender could otherwise choose."""
+
+    # A larger file is TOO_LARGE.
+    max_bytes: ByteCount = 32 * 1024 * 1024
+    # Pixels of one frame, by the header. Decoding takes up to 6 bytes a pixel; one large one at a time.
+    max_pixels: int = Field(default=40_000_000, ge=1)
+    # Pixels of the longer side, by the header.
+    max_side: int = Field(default=20_000, ge=1)
+    # Every frame of an animation is looked at, so that nothing hides in the second; one with more frames, or with more
+    # pixels in all its frames together, is TOO_MANY_FRAMES.
+    max_frames: int = Field(default=1_000, ge=1)
+    max_total_pixels: int = Field(default=150_000_000, ge=1)
+    # Passes of a progressive JPEG; encoders write about ten.
+    max_scans: int = Field(default=64, ge=1)
+
+
+DEFAULT_LIMITS = DecodingSettings()
