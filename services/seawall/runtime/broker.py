@@ -50,23 +50,6 @@ class Output(NamedTuple):
     headers: Sequence[tuple[str, bytes]] = ()
 
 
-class RecordTooLarge(Poison):
-    """Some outputs exceed what their topic takes; every other output of that send was acknowledged.
-
-    Args:
-        outputs: the refused ones: the very objects given to ``send``, in their order.
-    """
-
-    def __init__(self, outputs: Sequence[Output]) -> None:
-        topics = ", ".join(sorted({output.topic for output in outputs}))
-        super().__init__(
-            "RECORD_TOO_LARGE",
-            f"{len(outputs)} record(s) exceed what {topics} takes: raise the topic's max.message.bytes and "
-            "kafka.max_request_bytes, or send less",
-        )
-        self.outputs = tuple(outputs)
-
-
 class RebalanceListener(Protocol):
     """Told about partitions inside the rebalance: the consumer waits for these calls before it goes on.
 
@@ -83,7 +66,7 @@ class RebalanceListener(Protocol):
 
 
 class Consumer(Protocol):
-    """A member of a consumer group. Offsets are committed by hand only; a group without offsets starts at the earliest."""
+    """A member of a consumer group. Offsets are committed by hand; a group without offsets starts at the earliest."""
 
     async def start(self) -> None: ...
     async def stop(self) -> None:
