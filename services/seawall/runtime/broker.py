@@ -50,6 +50,23 @@ class Output(NamedTuple):
     headers: Sequence[tuple[str, bytes]] = ()
 
 
+class RecordTooLarge(Poison):
+    """Some outputs exceed what their topic takes; every other output of the same ``send`` was acknowledged.
+
+    Args:
+        outputs: the refused ones, the very objects that were given, in the order given.
+    """
+
+    def __init__(self, outputs: Sequence[Output]) -> None:
+        topics = ", ".join(sorted({output.topic for output in outputs}))
+        super().__init__(
+            "RECORD_TOO_LARGE",
+            f"{len(outputs)} record(s) exceed what {topics} takes: raise the topic's max.message.bytes and "
+            "kafka.max_request_bytes, or send less",
+        )
+        self.outputs = tuple(outputs)
+
+
 class RebalanceListener(Protocol):
     """Told about partitions inside the rebalance: the consumer waits for these calls before it goes on.
 

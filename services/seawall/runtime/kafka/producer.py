@@ -62,22 +62,13 @@ class _Call:
         if self.error is not None:
             self.done.set_exception(self.error)
         elif self.refused:
-            self.done.set_exception(_too_large([output for _, output in sorted(self.refused, key=_index)]))
+            self.done.set_exception(RecordTooLarge([output for _, output in sorted(self.refused, key=_index)]))
         else:
             self.done.set_result(None)
 
 
 def _index(entry: tuple[int, Output]) -> int:
     return entry[0]
-
-
-def _too_large(outputs: Sequence[Output]) -> RecordTooLarge:
-    topics = ", ".join(sorted({output.topic for output in outputs}))
-    detail = (
-        f"{len(outputs)} record(s) exceed what {topics} takes: raise the topic's max.message.bytes and "
-        "kafka.max_request_bytes, or send less"
-    )
-    return RecordTooLarge(detail, outputs)
 
 
 class _Batch:
