@@ -21,6 +21,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
 from seawall.core.errors import Fatal, Retryable
 from seawall.runtime.broker import RebalanceListener, Record, TopicPartition
+from seawall.runtime.kafka.admin import KafkaAdmin
 from seawall.runtime.kafka.connection import BROKER_ERRORS, client_options, meaning, start_failure
 from seawall.runtime.settings import KafkaSettings
 
@@ -110,14 +111,16 @@ class KafkaConsumer:
         return (2 * settings.request_timeout_ms + settings.rebalance_timeout_ms + settings.session_timeout_ms) / 1000
 
     async def _assign_all(self, client: Any) -> None:
+        admin = KafkaAdmin(self._settings)
+        await admin.start()
+        try:
+            counts = await admin.partitions(self._topics)
+        finally:
+            await admin.stop()
+        if absent := set(self._topics) - set(counts):
+            raise Retryable("TOPIC_MISSING", f"no topic {', '.join(sorted(absent))}: run `seawall topics apply`")
+        partitions = [KafkaTopicPartition(topic, number) for topic in self._topics for number in range(counts[topic])]
         await client.start()
-        await client.topics()
-        partitions = []
-        for topic in self._topics:
-            found = client.partitions_for_topic(topic)
-            if not found:
-                raise kafka_errors.UnknownTopicOrPartitionError
-            partitions += [KafkaTopicPartition(topic, partition) for partition in sorted(found)]
         client.assign(partitions)
         if self._from_end:
             # Fixed now, not at the first fetch: what is written from here on must be seen.
