@@ -41,18 +41,24 @@ def check_generation(generation: generation_pb2.Generation) -> None:
         raise Poison(
             "UNKNOWN_MODALITY", f"modality {generation.modality} is not known to this version: upgrade, or set it"
         )
-    has_prompt = False
-    for field in ("prompt", "negative_prompt"):
-        if generation.HasField(field):
-            sealed = generation.prompt if field == "prompt" else generation.negative_prompt
-            if not sealed.ciphertext:
-                raise Poison("EMPTY_CIPHERTEXT", f"{field}.ciphertext is empty: seal the text, or leave {field} unset")
-            has_prompt = True
-    if not has_prompt and not generation.media:
+    has_prompt = generation.HasField("prompt")
+    if has_prompt and not generation.prompt.ciphertext:
+        raise Poison("EMPTY_CIPHERTEXT", "prompt.ciphertext is empty: seal the text, or leave prompt unset")
+    if generation.HasField("negative_prompt"):
+        has_prompt = True
+        if not generation.negative_prompt.ciphertext:
+            raise Poison("EMPTY_CIPHERTEXT", "negative_prompt.ciphertext is empty: seal the text, or leave it unset")
+    if generation.media:
+        _check_media(generation)
+    elif not has_prompt:
         raise Poison("NOTHING_TO_SCAN", "neither prompt nor media is set: send what was asked, or what was produced")
+
+
+def _check_media(generation: generation_pb2.Generation) -> None:
     if len(generation.media) > MAX_MEDIA_ITEMS:
         raise Poison(
-            "TOO_MANY_ITEMS", f"media has {len(generation.media)} items, at most {MAX_MEDIA_ITEMS}: send several"
+            "TOO_MANY_ITEMS",
+            f"media has {len(generation.media)} items, at most {MAX_MEDIA_ITEMS}: send several records",
         )
     seen = set()
     for item in generation.media:

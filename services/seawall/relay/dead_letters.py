@@ -79,31 +79,30 @@ class Fuse:
     """
 
     def __init__(self, *, window: int = 200, minimum: int = 25, share: float = 0.5) -> None:
-        self._recent: deque[bool] = deque(maxlen=window)
-        self._diverted = 0
+        self._window = window
         self._minimum = minimum
         self._share = share
+        self._seen = 0
+        #: Ordinal numbers of the diverted records within the window.
+        self._diverted: deque[int] = deque()
 
     def passed(self, count: int = 1) -> None:
         """``count`` records went through."""
-        for _ in range(min(count, self._recent.maxlen or 0)):
-            self._push(False)
-
-    def check(self) -> None:
-        """Raise Fatal("FUSE_TRIPPED") if one more diversion is not allowed."""
-        if self._diverted >= self._minimum and self._diverted > self._share * len(self._recent):
-            raise Fatal(
-                "FUSE_TRIPPED",
-                f"{self._diverted} of the last {len(self._recent)} records would be dead letters: nothing more is "
-                "diverted. Look at the newest dead letters, mend or roll back, then restart this room",
-            )
+        self._seen += count
 
     def diverted(self) -> None:
         """One record was set aside."""
-        self._push(True)
+        self._diverted.append(self._seen)
+        self._seen += 1
 
-    def _push(self, diverted: bool) -> None:
-        if len(self._recent) == self._recent.maxlen:
-            self._diverted -= self._recent[0]
-        self._recent.append(diverted)
-        self._diverted += diverted
+    def check(self) -> None:
+        """Raise Fatal("FUSE_TRIPPED") if one more diversion is not allowed."""
+        while self._diverted and self._diverted[0] < self._seen - self._window:
+            self._diverted.popleft()
+        looked_at = min(self._seen, self._window)
+        if len(self._diverted) >= self._minimum and len(self._diverted) > self._share * looked_at:
+            raise Fatal(
+                "FUSE_TRIPPED",
+                f"{len(self._diverted)} of the last {looked_at} records are dead letters: nothing more is diverted. "
+                "Look at the newest dead letters, mend or roll back, then restart this room",
+            )

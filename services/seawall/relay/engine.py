@@ -32,7 +32,7 @@ from seawall.core.validate import generation_id_of, parse_generation
 from seawall.relay.dead_letters import DeadLetters, Fuse
 from seawall.relay.offsets import OffsetTracker
 from seawall.relay.settings import EngineSettings
-from seawall.relay.signals import BatchTimes, SignalWriter, match_replies
+from seawall.relay.signals import SignalWriter, match_replies
 from seawall.relay.stage import Stage, StageItem, StageReply
 from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, TopicPartition
 
@@ -128,6 +128,7 @@ class Engine:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stage = stage
+        self._topic = generations_topic
         self._call = call
         self._dead_letters = dead_letters
         self._settings = settings
@@ -344,7 +345,7 @@ class Engine:
                 error = failed
             else:
                 self._observer.batch(records, sent, self._clock.now_nanos(), None)
-                await self._emit(batch, reply, BatchTimes(batched, sent))
+                await self._emit(batch, reply, batched, sent)
                 return
             failures += 1
             self.stats.retries += 1
@@ -388,25 +389,30 @@ class Engine:
                 number += 1
         return request
 
-    async def _emit(self, batch: list[Work], reply: StageReply, times: BatchTimes) -> None:
+    async def _emit(self, batch: list[Work], reply: StageReply, batched: int, sent: int) -> None:
         results = match_replies(reply, sum(len(work.items) for work in batch))
-        produced = self._clock.now_nanos()
+        common = self._writer.batch(
+            reply,
+            topic=self._topic,
+            batched=batched,
+            sent=sent,
+            produced=self._clock.now_nanos(),
+            batch_size=len(batch),
+        )
         outputs = []
         start = 0
         for work in batch:
-            end = start + len(work.items)
+            items = work.items
+            end = start + len(items)
             outputs.append(
                 self._writer.scored(
+                    common,
                     work.record,
                     work.generation,
-                    work.items,
+                    items,
                     results[start:end],
-                    reply,
                     received=work.received,
-                    times=times,
-                    produced=produced,
                     attempts=work.attempts,
-                    batch_size=len(batch),
                 )
             )
             start = end

@@ -1,0 +1,107 @@
+"""Replies matched by id (F17), and signals whose bytes are put together from parts."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seawall.api.control.v1 import control_pb2
+from seawall.api.generation.v1 import generation_pb2
+from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
+from seawall.api.signal.v1 import signal_pb2
+from seawall.core import identity
+from seawall.relay import signals
+from seawall.relay.signals import SignalWriter, match_replies
+from seawall.relay.stage import StageItem
+from tests.support.records import GENERATIONS, PROMPT, SIGNALS, generation
+
+
+class FakeRecord(NamedTuple):
+    topic: str = GENERATIONS
+    partition: int = 3
+    offset: int = 41
+    timestamp: int = 0
+    key: bytes | None = b"g-1"
+    value: bytes | None = b""
+    headers: tuple[tuple[str, bytes], ...] = (("traceparent", b"00-aa-bb-01"), ("cookie", b"private"))
+
+
+def reply(*ids: int, score: float = 0.5) -> prompt_scoring_pb2.ScorePromptsResponse:
+    made = prompt_scoring_pb2.ScorePromptsResponse(service_instance="svc")
+    for number in ids:
+        item = made.replies.add(id=number)
+        item.result.status = signal_pb2.ITEM_STATUS_OK
+        item.result.labels.add(label="x", score=score)
+    return made
+
+
+def test_replies_are_matched_by_id_not_by_place() -> None:
+    assert [r.id for r in match_replies(reply(2, 0, 1), 3) if not isinstance(r, str)] == [0, 1, 2]
+
+
+def test_short_duplicated_and_unasked_replies() -> None:
+    matched = match_replies(reply(0, 2, 2, 7), 3)
+    assert not isinstance(matched[0], str)
+    assert matched[1:] == [signals.NO_REPLY, signals.DUPLICATE_REPLY]
+
+
+def test_scores_that_are_no_probability() -> None:
+    for score in (math.nan, math.inf, -0.1, 1.1):
+        assert match_replies(reply(0, score=score), 1) == [signals.BAD_SCORE]
+
+
+@given(st.integers(1, 20), st.data())
+def test_any_reply_answers_each_item_exactly_once(count: int, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, count + 3), max_size=30))
+    matched = match_replies(reply(*ids), count)
+    assert len(matched) == count
+    for number, said in enumerate(matched):
+        times = ids.count(number)
+        expected = {0: signals.NO_REPLY, 1: None}.get(times, signals.DUPLICATE_REPLY)
+        assert (said if isinstance(said, str) else None) == expected
+        if not isinstance(said, str):
+            assert said.id == number
+
+
+@given(st.integers(0, 400), st.integers(0, 2**40))
+def test_a_signal_of_parts_is_the_whole(padding: int, offset: int) -> None:
+    answered = reply(0)
+    answered.replies[0].result.reason = "r" * padding * 40  # lengths on both sides of every varint boundary
+    answered.artefacts.add(kind=signal_pb2.ARTEFACT_KIND_MODEL, name="m", version="1", sha256=bytes(32))
+    answered.inference_start_unix_nano, answered.inference_end_unix_nano = 30, 40
+    writer = SignalWriter(stage=PROMPT, topic=SIGNALS, instance="relay-0")
+    g = generation()
+    item = StageItem("prompt", generation_pb2.NEXUS_ATTEMPT, prompt_scoring_pb2.PromptItem())
+    record = FakeRecord(offset=offset)
+    common = writer.batch(answered, topic=GENERATIONS, batched=10, sent=20, produced=50, batch_size=1)
+    output = writer.scored(common, record, g, [item], match_replies(answered, 1), received=5, attempts=1)
+
+    expected = signal_pb2.Signal(
+        signal_id=identity.signal_id("g-1", 1, PROMPT),
+        generation_id="g-1",
+        attempt=1,
+        stage=PROMPT,
+        generation_record=generation_pb2.RecordCoordinates(topic=GENERATIONS, partition=3, offset=offset),
+        artefacts=answered.artefacts,
+        timings=signal_pb2.StageTimings(
+            received_unix_nano=5,
+            batched_unix_nano=10,
+            sent_unix_nano=20,
+            inference_start_unix_nano=30,
+            inference_end_unix_nano=40,
+            produced_unix_nano=50,
+        ),
+        relay_instance="relay-0",
+        service_instance="svc",
+        rpc_attempts=1,
+        batch_size=1,
+    )
+    result = expected.items.add()
+    result.CopyFrom(answered.replies[0].result)
+    result.item_id, result.nexus = "prompt", generation_pb2.NEXUS_ATTEMPT
+    assert control_pb2.JoinRecord.FromString(output.value or b"").signal == expected
+    assert (output.topic, output.partition, output.key) == (SIGNALS, 3, b"g-1")
+    assert list(output.headers) == [("traceparent", b"00-aa-bb-01")]
