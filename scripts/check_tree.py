@@ -32,8 +32,8 @@ def tracked(root: Path) -> list[Path]:
 
 
 def machine_paths(root: Path) -> re.Pattern[str]:
-    """Folders of this machine that no file may name: anybody's home, the clone's folder and, but in CI, its parent."""
-    folders = {root, Path.home()} if os.environ.get("CI") else {root, root.parent, Path.home()}
+    """Folders that no file may name: anybody's home, the clone's and, but in CI, its parent and this home."""
+    folders = {root} if os.environ.get("CI") else {root, root.parent, Path.home()}
     names = [re.escape(f"{folder}/") for folder in sorted(folders) if folder not in (Path("/"), Path("/tmp"))]  # noqa: S108
     return re.compile("|".join([r"(?<![\w./-])/(?:root|home/\w+|Users/\w+)/", *(rf"(?<![\w./-]){n}" for n in names)]))
 
