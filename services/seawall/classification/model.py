@@ -1,0 +1,125 @@
+"""Runs one model pack's graph on onnxruntime.
+
+One thread a call and no spinning: calls come from the service's worker threads, so parallelism is theirs. Working
+memory is returned after each call rather than kept by the runtime's arena, which grows to the largest input seen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from seawall.core.errors import Fatal, Poison
+from seawall.runtime import onnx_file
+from seawall.runtime.model_card import MODEL_FILE, ImageClassificationCard
+from seawall.runtime.model_pack import ModelPack
+
+# How far outside 0 to 1 a probability may lie: float32 rounding, and int8 output grids.
+_SLACK = 1e-3
+
+# onnxruntime's Python errors share no base class below Exception; these are what a bad file or a bad input raises.
+_STATE: Any = onnxruntime.capi.onnxruntime_pybind11_state
+_RUNTIME_ERRORS = (
+    _STATE.EPFail,
+    _STATE.Fail,
+    _STATE.InvalidArgument,
+    _STATE.InvalidGraph,
+    _STATE.InvalidProtobuf,
+    _STATE.NoModel,
+    _STATE.NoSuchFile,
+    _STATE.NotImplemented,
+    _STATE.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+
+
+class Model:
+    """An image classifier. Safe for threads."""
+
+    def __init__(self, pack: ModelPack) -> None:
+        """Raises Fatal: ``BAD_MODEL``, ``MODEL_DIGEST_MISMATCH`` or ``WRONG_MODEL_TASK``."""
+        card = pack.card
+        if not isinstance(card, ImageClassificationCard):
+            raise Fatal("WRONG_MODEL_TASK", f"{pack.name}: this room runs image-classification, not {card.task}")
+        self._name = pack.name
+        self._classes = card.output.classes
+        self._activation = card.output.activation
+        data = pack.read(MODEL_FILE)
+        opset = onnx_file.references(data, f"{pack.name}/{MODEL_FILE}").opsets.get("", 0)
+        if opset < card.minimum_opset:
+            detail = f"{pack.name}/{MODEL_FILE} uses operator set {opset}, the card says at least {card.minimum_opset}"
+            raise Fatal("BAD_MODEL", f"{detail}: correct minimum_opset or export the model again")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                data, _options(str(pack.path)), providers=["CPUExecutionProvider"]
+            )
+        except _RUNTIME_ERRORS as error:
+            detail = f"{pack.name}/{MODEL_FILE} is not a model this onnxruntime can run ({type(error).__name__})"
+            raise Fatal("BAD_MODEL", f"{detail}: check its operators and export it again") from error
+        self._input = self._check_input(card)
+        self._output = self._session.get_outputs()[0].name
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probabilities, n x classes.
+
+        Args:
+            batch: n inputs in the card's layout.
+
+        Raises:
+            Poison: ``INFERENCE_FAILED``, or ``BAD_MODEL_OUTPUT``: wrong shape, NaN, infinity or no probability.
+        """
+        try:
+            output = self._session.run([self._output], {self._input: batch})[0]
+        except _RUNTIME_ERRORS as error:
+            raise Poison("INFERENCE_FAILED", f"{self._name} failed ({type(error).__name__}): check the pack") from error
+        if not isinstance(output, np.ndarray) or output.shape != (len(batch), self._classes):
+            raise Poison("BAD_MODEL_OUTPUT", f"{self._name}: output.classes of the card is not what the model returns")
+        return self._probabilities(output.astype(np.float64))
+
+    def _probabilities(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        if not np.isfinite(values).all():
+            raise Poison("BAD_MODEL_OUTPUT", f"{self._name} returned NaN or infinity: check the pack")
+        if self._activation == "softmax":
+            powers = np.exp(values - values.max(axis=1, keepdims=True))
+            return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float64)
+        if self._activation == "sigmoid":
+            return np.asarray(0.5 * (1 + np.tanh(values / 2)), np.float64)
+        if values.min() < -_SLACK or values.max() > 1 + _SLACK:
+            raise Poison("BAD_MODEL_OUTPUT", f"{self._name} returned no probability: set output.activation in its card")
+        return np.clip(values, 0, 1)
+
+    def _check_input(self, card: ImageClassificationCard) -> str:
+        spec = card.input
+        wanted = (spec.height, spec.width, 3) if spec.layout == "NHWC" else (3, spec.height, spec.width)
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+            raise Fatal("BAD_MODEL", f"{self._name}/{MODEL_FILE} must take one float32 input: export it so")
+        # A named dimension is a string and takes any size.
+        shape = inputs[0].shape
+        fits = len(shape) == 4 and all(
+            not isinstance(have, int) or have == want for have, want in zip(shape[1:], wanted, strict=True)
+        )
+        if not fits:
+            detail = f"{self._name}: the model takes {shape[1:]}, the card's input says {list(wanted)}"
+            raise Fatal("BAD_MODEL", f"{detail}: correct layout, height or width")
+        return str(inputs[0].name)
+
+
+def _options(folder: str) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # The model is handed over as verified bytes; tensor data beside it is found here.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    # Errors come back as exceptions; the runtime's own log lines go around ours.
+    options.log_severity_level = 4
+    return options
