@@ -4,6 +4,6 @@ import os
 
 __version__ = "0.1.0"
 
-# Official onnxruntime builds send events (model names, weight digests) to their maker unless this is set before they are
-# loaded, and keep a device id in the home folder. Here, before any module of ours can load them, is the only safe place.
+# Official onnxruntime builds send events (model names, digests) to their maker and keep a device id in the home folder,
+# unless this is set before they are loaded. This module alone runs before any of ours can load them.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
