@@ -12,6 +12,7 @@ producer is replaced after any refusal.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -20,11 +21,11 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
-from aiokafka.partitioner import DefaultPartitioner
 
 from seawall.core.errors import Fatal, Retryable, SeawallError
 from seawall.runtime.broker import Output, RecordTooLarge
 from seawall.runtime.kafka.connection import BROKER_ERRORS, client_options, meaning, start_failure
+from seawall.runtime.murmur2 import partition_of
 from seawall.runtime.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class KafkaProducer:
         self._settings = settings
         self._deadline = settings.delivery_timeout_ms / 1000
         self._linger = settings.linger_ms / 1000
-        self._partitioner = DefaultPartitioner()
+        self._keyless = itertools.count()
         self._inner: _Inner | None = None
         self._starting = asyncio.Lock()
         # A lane has at most one batch on its way, full ones waiting behind it, and one that is being filled.
@@ -182,23 +183,23 @@ class KafkaProducer:
     # Where each output goes.
 
     async def _lanes(self, inner: _Inner, outputs: Sequence[Output]) -> list[_Lane]:
-        counts: dict[str, list[int]] = {}
+        counts: dict[str, int] = {}
         lanes: list[_Lane] = []
         for output in outputs:
             topic = output.topic
-            partitions = counts.get(topic)
-            if partitions is None:
+            count = counts.get(topic, 0)
+            if not count:
                 try:
-                    partitions = counts[topic] = sorted(await inner.client.partitions_for(topic))
+                    count = counts[topic] = len(await inner.client.partitions_for(topic))
                 except BROKER_ERRORS as error:
                     raise meaning(error, f"write to {topic}") from error
             partition = output.partition
             if partition is None:
-                partition = self._partitioner(output.key, partitions, partitions)
-            elif not 0 <= partition < len(partitions):
+                partition = next(self._keyless) % count if output.key is None else partition_of(output.key, count)
+            elif not 0 <= partition < count:
                 raise Fatal(
                     "PARTITION_MISSING",
-                    f"{topic} has {len(partitions)} partitions, so none of number {partition}: "
+                    f"{topic} has {count} partitions, so none of number {partition}: "
                     "run `seawall topics check`; topics read together need the same number",
                 )
             lanes.append((topic, partition))

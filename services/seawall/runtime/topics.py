@@ -1,0 +1,201 @@
+"""The topics: their names in a lane, what each must be, and the check that every room makes before it starts.
+
+generations.v1, signals.v1 and decisions.v1 are joined by partition, so they must have the same number of partitions,
+and a decision's time is the log time of the record that completed it, so the log's own clock must stamp them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from pydantic import Field
+
+from seawall.core.errors import Fatal
+from seawall.runtime.broker import Admin, Broker, TopicSpec
+from seawall.runtime.settings import Group, KafkaSettings
+
+_DAY_MS = 24 * 60 * 60 * 1000
+_MIB = 1024 * 1024
+
+#: Largest record of each topic, bytes. A decision holds its signals; a dead letter holds a whole sealed original.
+GENERATION_MAX_BYTES: Final = _MIB
+SIGNAL_MAX_BYTES: Final = _MIB
+DECISION_MAX_BYTES: Final = 2 * _MIB
+DEAD_LETTER_MAX_BYTES: Final = DECISION_MAX_BYTES + 64 * 1024
+
+_LOG_TIME: Final = {"message.timestamp.type": "LogAppendTime"}
+
+
+@dataclass(frozen=True)
+class TopicNames:
+    """The topics' names below a prefix, the lane's: "bulk." gives bulk.generations.v1."""
+
+    prefix: str = ""
+
+    @property
+    def generations(self) -> str:
+        return f"{self.prefix}generations.v1"
+
+    @property
+    def signals(self) -> str:
+        return f"{self.prefix}signals.v1"
+
+    @property
+    def decisions(self) -> str:
+        return f"{self.prefix}decisions.v1"
+
+    @property
+    def dead_letters(self) -> str:
+        return f"{self.prefix}dead_letters.v1"
+
+    @property
+    def co_partitioned(self) -> tuple[str, ...]:
+        """Topics whose partition n belongs together."""
+        return (self.generations, self.signals, self.decisions)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.co_partitioned, self.dead_letters)
+
+
+class TopicSettings(Group):
+    """How topics are created. Neither value can be changed afterwards without moving the records."""
+
+    # Of each topic that is joined: the most members that can share the work of one room.
+    partitions: int = Field(default=8, ge=1, le=10_000)
+    # Copies of each record; 3 in production, with min.insync.replicas 2 on the brokers.
+    replication_factor: int = Field(default=1, ge=1, le=100)
+
+
+class Problem(NamedTuple):
+    """What is wrong with a topic, and what mends it."""
+
+    reason: str
+    topic: str
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.topic} {self.what}: {self.mend}"
+
+
+def plan(names: TopicNames, settings: TopicSettings | None = None) -> list[TopicSpec]:
+    """Every topic of the lane as it must be."""
+    partitions = (settings or TopicSettings()).partitions
+    return [
+        TopicSpec(names.generations, partitions, _config(GENERATION_MAX_BYTES, days=7, **_LOG_TIME)),
+        TopicSpec(names.signals, partitions, _config(SIGNAL_MAX_BYTES, days=7, **_LOG_TIME)),
+        TopicSpec(names.decisions, partitions, _config(DECISION_MAX_BYTES, days=28, **_LOG_TIME)),
+        # Seldom written and never joined.
+        TopicSpec(names.dead_letters, max(1, partitions // 4), _config(DEAD_LETTER_MAX_BYTES, days=28)),
+    ]
+
+
+def _config(max_bytes: int, days: int, **more: str) -> dict[str, str]:
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": str(days * _DAY_MS),
+        "max.message.bytes": str(max_bytes),
+        **more,
+    }
+
+
+async def apply(broker: Broker, kafka: KafkaSettings, settings: TopicSettings | None = None) -> list[str]:
+    """Create the topics of the lane ``kafka.topic_prefix`` that are absent. Returns their names.
+
+    Nothing is created beside topics it would not fit: raises Fatal, as ``check_at_start`` does.
+    """
+    names = TopicNames(kafka.topic_prefix)
+    settings = settings or TopicSettings()
+    specs = plan(names, settings)
+    admin = broker.admin()
+    await admin.start()
+    try:
+        there = await admin.partitions(names.all)
+        absent = [spec for spec in specs if spec.name not in there]
+        wanted = {spec.name: spec.partitions for spec in absent}
+        _refuse(_mismatch(names, {**wanted, **there}, settings))
+        await admin.create(absent, settings.replication_factor)
+        _refuse(await _problems(admin, names))
+    finally:
+        await admin.stop()
+    return [spec.name for spec in absent]
+
+
+async def check(broker: Broker, names: TopicNames) -> list[Problem]:
+    """What is wrong with the lane's topics; empty if nothing."""
+    admin = broker.admin()
+    await admin.start()
+    try:
+        return await _problems(admin, names)
+    finally:
+        await admin.stop()
+
+
+async def check_at_start(broker: Broker, names: TopicNames) -> None:
+    """Refuse to go on with topics that would lose or part what belongs together.
+
+    Raises Fatal("TOPIC_MISSING" | "PARTITIONS_DIFFER" | "TOPIC_CONFIG_DIFFERS") with the mend.
+    """
+    _refuse(await check(broker, names))
+
+
+async def _problems(admin: Admin, names: TopicNames) -> list[Problem]:
+    there = await admin.partitions(names.all)
+    missing = [
+        Problem("TOPIC_MISSING", name, "is missing", "run `seawall topics apply`")
+        for name in names.all
+        if name not in there
+    ]
+    configs = await admin.configs(sorted(there)) if there else {}
+    return missing + _mismatch(names, there) + _config_differences(names, configs)
+
+
+def _mismatch(names: TopicNames, counts: Mapping[str, int], settings: TopicSettings | None = None) -> list[Problem]:
+    found = {name: counts[name] for name in names.co_partitioned if name in counts}
+    if len(set(found.values())) <= 1:
+        return []
+    listed = ", ".join(f"{name} {count}" for name, count in found.items())
+    planned = f", or set topics.partitions (now {settings.partitions}) to what is there" if settings else ""
+    most = max(found.values())
+    return [
+        Problem(
+            "PARTITIONS_DIFFER",
+            min(found, key=lambda name: found[name]),
+            f"has not the partitions of those it is joined with ({listed})",
+            f"stop the lane, let it drain, delete the topics that differ and create them with {most} partitions "
+            f"(`seawall topics apply`), or give the lane a new kafka.topic_prefix{planned}",
+        )
+    ]
+
+
+def _config_differences(names: TopicNames, configs: Mapping[str, Mapping[str, str]]) -> list[Problem]:
+    """Only what correctness hangs on: retention and size are the operator's to raise."""
+    problems = []
+    for spec in plan(names):
+        config = configs.get(spec.name)
+        if config is None:
+            continue
+        for key in ("message.timestamp.type", "cleanup.policy"):
+            if key in spec.config and config.get(key) != spec.config[key]:
+                what = f"has {key} {config.get(key)}, not {spec.config[key]}"
+                problems.append(
+                    Problem("TOPIC_CONFIG_DIFFERS", spec.name, what, _set(spec.name, key, spec.config[key]))
+                )
+        wanted, size = int(spec.config["max.message.bytes"]), int(config.get("max.message.bytes", 0))
+        if size < wanted:
+            what = f"takes records of {size} bytes, not {wanted}"
+            mend = _set(spec.name, "max.message.bytes", str(wanted))
+            problems.append(Problem("TOPIC_CONFIG_DIFFERS", spec.name, what, mend))
+    return problems
+
+
+def _set(topic: str, key: str, value: str) -> str:
+    return f"kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config {key}={value}"
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise Fatal(problems[0].reason, "; ".join(str(problem) for problem in problems))
