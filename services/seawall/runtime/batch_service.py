@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from opentelemetry.trace import SpanKind
 
 from seawall.api.signal.v1 import signal_pb2
@@ -312,22 +312,22 @@ class _Batch:
 
     def reply(self) -> bytes:
         """The response, encoded. Items that nobody got to are ERROR "DEADLINE_EXCEEDED"."""
-        replies = []
-        counts: dict[int, int] = {}
-        for item, outcome in zip(self._items, self._results, strict=True):
-            result, nanos = outcome or (_error("DEADLINE_EXCEEDED"), 0)
-            counts[result.status] = counts.get(result.status, 0) + 1
-            replies.append(signal_pb2.ItemReply(id=item.id, result=result, work_nanos=nanos))
-        for status, count in counts.items():
-            metrics.BATCH_ITEMS.add(count, {metrics.ITEM_STATUS: _STATUS_NAMES.get(status, "unknown")})
-        response: Message = self._response_type(
-            replies=replies,
+        response = self._response_type(
             artefacts=self._artefacts,
             service_instance=self._instance,
             inference_start_unix_nano=self._began,
             inference_end_unix_nano=time.time_ns(),
         )
-        return response.SerializeToString()
+        add = response.replies.add
+        counts: dict[int, int] = {}
+        for item, outcome in zip(self._items, self._results, strict=True):
+            result, nanos = outcome or (_error("DEADLINE_EXCEEDED"), 0)
+            counts[result.status] = counts.get(result.status, 0) + 1
+            add(id=item.id, result=result, work_nanos=nanos)
+        for status, count in counts.items():
+            metrics.BATCH_ITEMS.add(count, {metrics.ITEM_STATUS: _STATUS_NAMES.get(status, "unknown")})
+        encoded: bytes = response.SerializeToString()
+        return encoded
 
     def _tell(self, position: int, error: BaseException) -> None:
         # The first of a batch: a model that fails every item must not drown the log, and the metric counts them all.

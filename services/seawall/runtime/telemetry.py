@@ -117,10 +117,11 @@ def from_metadata(pairs: Iterable[tuple[str, str | bytes]] | None) -> TraceConte
 class BatchSpan:
     """A span around one batch. Use with ``with``; costs next to nothing when nothing is recorded."""
 
-    __slots__ = ("_span", "context")
+    __slots__ = ("_failed", "_span", "context")
 
     def __init__(self, span: Span | None, context: TraceContext) -> None:
         self._span = span
+        self._failed = False
         #: What calls and records made inside carry on.
         self.context = context
 
@@ -130,8 +131,9 @@ class BatchSpan:
             self._span.set_attribute(name, value)
 
     def fail(self, reason: str) -> None:
-        """The batch failed; ``reason`` is machine-readable."""
-        if self._span is not None:
+        """The batch failed; ``reason`` is machine-readable. The first reason stays."""
+        if self._span is not None and not self._failed:
+            self._failed = True
             self._span.set_attribute(metrics.ERROR_TYPE, reason)
             self._span.set_status(trace.StatusCode.ERROR)
 
