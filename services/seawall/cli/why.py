@@ -1,7 +1,8 @@
-"""Draws an explanation in the terminal."""
+"""``seawall why``: draws an explanation in the terminal."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -13,8 +14,10 @@ from rich.text import Text
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
+from seawall.core import identity
+from seawall.core.errors import Fatal, Poison
 from seawall.local import verdict
-from seawall.local.explain import Found
+from seawall.local.explain import Found, explain, find
 from seawall.local.waterfall import HOPS, StageTime, total_nanos, waterfall
 
 _BAR = 32
@@ -34,6 +37,31 @@ OUTCOME_STYLE = {
     "BLOCK": "bold red",
     "BLOCK_AND_REPORT": "bold white on red",
 }
+
+
+def why(generation_id: str, *, json_output: bool) -> None:
+    """Find the generation's decisions and print them. Raises Fatal("NOT_FOUND") if there is none."""
+    # Imported here, so that drawing needs no broker client.
+    from seawall.cli import reach, terminal
+    from seawall.runtime.kafka import KafkaBroker
+
+    try:
+        identity.check_id("ID", generation_id)
+    except Poison as error:
+        raise Fatal(error.reason, error.detail) from error
+    settings = reach.local_settings()
+    topic = reach.topics_of(settings).decisions
+    found = asyncio.run(find(KafkaBroker(settings.kafka), topic, generation_id))
+    if not found:
+        raise Fatal(
+            "NOT_FOUND",
+            f"{topic} holds no decision of {generation_id}: it is not decided yet, retention has deleted it, "
+            "or the id belongs to another lane",
+        )
+    if json_output:
+        terminal.print_json(explain(generation_id, found))
+    else:
+        draw(terminal.console(), generation_id, found)
 
 
 def draw(console: Console, generation_id: str, found: Sequence[Found]) -> None:

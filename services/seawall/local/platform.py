@@ -22,6 +22,7 @@ from seawall.local import verdict
 from seawall.runtime.broker import Broker, Consumer, Output, Producer, Record
 from seawall.runtime.content import ContentStore
 from seawall.runtime.sealing import Sealer
+from seawall.runtime.topics import TopicNames
 
 _T = TypeVar("_T")
 
@@ -63,13 +64,6 @@ class Submission:
     )
 
 
-class Topics(NamedTuple):
-    """The two topics that a platform sees, with the lane's prefix."""
-
-    generations: str = "generations.v1"
-    decisions: str = "decisions.v1"
-
-
 class Followed:
     """The decisions of one generation as they come in."""
 
@@ -93,7 +87,7 @@ class Followed:
 class Platform:
     """A platform's side of Seawall. Use `Platform.open`."""
 
-    def __init__(self, broker: Broker, sealer: Sealer, store: ContentStore, topics: Topics) -> None:
+    def __init__(self, broker: Broker, sealer: Sealer, store: ContentStore, topics: TopicNames) -> None:
         self._sealer = sealer
         self._store = store
         self._topics = topics
@@ -105,10 +99,10 @@ class Platform:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, broker: Broker, sealer: Sealer, store: ContentStore, topics: Topics | None = None
+        cls, broker: Broker, sealer: Sealer, store: ContentStore, topics: TopicNames
     ) -> AsyncIterator[Platform]:
         """A started platform: decisions are read from now on."""
-        platform = cls(broker, sealer, store, topics or Topics())
+        platform = cls(broker, sealer, store, topics)
         await platform._reader.start()
         try:
             await platform._producer.start()

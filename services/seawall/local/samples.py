@@ -59,6 +59,8 @@ class Category(_Part):
     name: Name
     about: str
     outcome: Literal["HOLD", "ALLOW", "REVIEW", "BLOCK", "BLOCK_AND_REPORT"]
+    # The rule that must decide; unset: any.
+    rule: str | None = None
     modality: Literal["TEXT", "IMAGE", "VIDEO", "DATASET"] = "IMAGE"
     copies: int = Field(default=1, ge=1, le=10)
     prompts: Prompts | None = None
@@ -96,6 +98,8 @@ class Sample:
     name: str
     category: str
     outcome: decision_pb2.Outcome.ValueType
+    #: The rule that must decide, None where any may.
+    rule: str | None
     #: How often the very same record is sent.
     copies: int
     make: Callable[[], Submission]
@@ -145,6 +149,7 @@ def _samples(catalogue: Catalogue, category: Category) -> Iterator[Sample]:
             name=f"{category.name}.{number}",
             category=category.name,
             outcome=decision_pb2.Outcome.Value(f"OUTCOME_{category.outcome}"),
+            rule=category.rule,
             copies=category.copies,
             make=case.make,
             spoil=case.spoil,

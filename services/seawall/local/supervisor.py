@@ -1,8 +1,8 @@
 """Keeps the rooms' processes alive: starts them, waits until they are ready, restarts what died, ends them all.
 
-    STARTING ──ready file──► READY ──stop──► STOPPING ──► STOPPED
-       ▲  │                    │
-       │  └──────died──────────┴──► WAITING (back-off) ──► STARTING
+    STARTING ◄──ready file──► READY ──stop──► STOPPING ──► STOPPED
+       ▲  │                     │
+       │  └──────died───────────┴──► WAITING (back-off) ──► STARTING
        └─ died twice before it was ever ready ──► FAILED
 
 A room writes the file named by SEAWALL_READY_FILE once it is ready and removes it when it stops. Each room leads a
@@ -36,6 +36,7 @@ MAX_FAILED_STARTS = 2
 STOP_SECONDS = 15.0
 MAX_LOG_BYTES = 16 * 1024 * 1024
 _READY_POLL_SECONDS = 0.03
+_READY_WATCH_SECONDS = 0.5
 _HOUSEKEEPING_SECONDS = 2.0
 _PARENT_VARIABLE = "SEAWALL_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
@@ -250,16 +251,20 @@ class Supervisor:
             os.close(descriptor)
         self._change(room, State.STARTING)
         exited = asyncio.create_task(room.process.wait())
-        ready_since = None
+        ready_since: float | None = None
         if self._stopping.is_set():  # It was started while `stop` looked elsewhere.
             with contextlib.suppress(ProcessLookupError):
                 room.process.send_signal(signal.SIGTERM)
         while not exited.done():
-            if ready_since is None and room.ready_file.exists():
-                ready_since = time.monotonic()
+            is_ready = room.ready_file.exists()
+            if is_ready and room.state is State.STARTING:
+                ready_since = ready_since or time.monotonic()
                 room.was_ready = True
                 self._change(room, State.READY)
-            await asyncio.wait([exited], timeout=_READY_POLL_SECONDS if ready_since is None else None)
+            elif not is_ready and room.state is State.READY:
+                self._change(room, State.STARTING, "not ready any more")
+            pause = _READY_POLL_SECONDS if room.state is State.STARTING else _READY_WATCH_SECONDS
+            await asyncio.wait([exited], timeout=pause)
         room.ready_file.unlink(missing_ok=True)
         return ready_since
 

