@@ -26,6 +26,7 @@ from seawall.runtime import telemetry
 from seawall.runtime.batch_service import BatchService, Scorer
 from seawall.runtime.logging import get_logger
 from seawall.runtime.logging import setup as setup_logging
+from seawall.runtime.readiness import ReadyFile
 from seawall.runtime.settings import RpcServerSettings, TelemetrySettings
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -61,6 +62,7 @@ class RpcServer:
         self._service_name = service
         self._batches: BatchService | None = None
         self._health = health.aio.HealthServicer()
+        self._ready_file = ReadyFile()
         self._server: grpc.aio.Server | None = None
         #: Where it listens: "host:port" or "unix:/path". Empty before `start`.
         self.address = ""
@@ -130,6 +132,7 @@ class RpcServer:
         if self._server is None:
             return
         settings = self._settings
+        self._ready_file.set(False)
         await self._health.enter_graceful_shutdown()
         if self._batches is not None:
             _log.info("draining", batches=self._batches.active)
@@ -146,6 +149,7 @@ class RpcServer:
     async def _say(self, status: int) -> None:
         for name in (health.OVERALL_HEALTH, self._service_name):
             await self._health.set(name, status)
+        self._ready_file.set(status == _SERVING)
 
 
 class _Gate(grpc.GenericRpcHandler):  # type: ignore[misc]
