@@ -327,6 +327,35 @@ async def test_stuck_workers_make_it_not_serving_until_they_are_free() -> None:
         watched.cancel()
 
 
+async def test_a_rolling_restart_fails_no_call() -> None:
+    async with running(linger_seconds=0.3) as old, running() as new:
+        both = RpcClientSettings(target=f"ipv4:{old.server.address},{new.server.address}", max_attempts=2)
+        client: Client = StageClient(both, METHOD, REQUEST, RESPONSE)
+        while not (old.scorer.scored and new.scorer.scored):
+            assert statuses(await client.call(request("ok"), 30)) == [(OK, "")]
+        stopping = asyncio.create_task(old.server.stop())
+        while not stopping.done():
+            answers = await asyncio.gather(*(client.call(request("ok", "ok"), 30) for _ in range(4)))
+            assert [statuses(answer) for answer in answers] == [[(OK, "")] * 2] * 4
+        after = len(old.scorer.scored)
+        for _ in range(20):
+            assert statuses(await client.call(request("ok"), 30)) == [(OK, "")]
+        assert len(old.scorer.scored) == after
+        await client.close()
+
+
+async def test_a_server_that_says_not_serving_is_left_out() -> None:
+    async with running() as one, running(ready=False) as loading:
+        target = f"ipv4:{loading.server.address},{one.server.address}"
+        client: Client = StageClient(RpcClientSettings(target=target, max_attempts=1), METHOD, REQUEST, RESPONSE)
+        for _ in range(50):
+            assert statuses(await client.call(request("ok"), 30, wait_for_ready=True)) == [(OK, "")]
+        await loading.server.ready(loading.batches)
+        while not loading.scorer.scored:
+            assert statuses(await client.call(request("ok"), 30)) == [(OK, "")]
+        await client.close()
+
+
 async def test_reflection_lists_the_service() -> None:
     async with running() as mesh, grpc.aio.insecure_channel(mesh.server.address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)

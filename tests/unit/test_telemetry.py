@@ -161,6 +161,14 @@ def test_spans_can_be_recorded_after_the_fact(exporter: InMemorySpanExporter) ->
     assert child.trace_id == root.trace_id == TRACE
 
 
+def test_what_is_chosen_after_the_fact_is_recorded_though_the_caller_sampled_nothing(
+    exporter: InMemorySpanExporter,
+) -> None:
+    root = record_span("decide", SpanKind.INTERNAL, 1, 2, parent=TraceContext(TRACE, SPAN, 0))
+    record_span("join", SpanKind.INTERNAL, 1, 2, parent=root)
+    assert [f"{span.context.trace_id:032x}" for span in finished(exporter) if span.context] == [TRACE, TRACE]
+
+
 class Hung(SpanExporter):
     """A collector that does not answer."""
 

@@ -42,14 +42,15 @@ class _Folder(NamedTuple):
 
 
 class ContentStore:
-    """Reads and writes media. Safe for threads; every call blocks."""
+    """Reads and writes media. Safe for threads; every call blocks.
+
+    Args:
+        stores: object stores by allowed prefix, instead of those that the prefix and `store_options` describe.
+
+    Raises Fatal("BAD_SETTINGS") if an object store's options do not make a client.
+    """
 
     def __init__(self, settings: ContentSettings, stores: Mapping[str, ObjectStore] | None = None) -> None:
-        """Args:
-            stores: object stores by allowed prefix, instead of those that the prefix and `store_options` describe.
-
-        Raises Fatal("BAD_SETTINGS") if an object store's options do not make a client.
-        """
         self._max_bytes = settings.max_bytes
         self._write_prefix = settings.write_prefix or settings.allowed_prefixes[0]
         self._folders: list[_Folder] = []

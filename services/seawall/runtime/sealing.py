@@ -27,12 +27,9 @@ aead.register()
 
 
 class Sealer:
-    """Seals and opens with one keyset. Safe for threads."""
+    """Seals and opens with one keyset: Tink AEAD keys with a primary. Safe for threads."""
 
     def __init__(self, keyset: tink.KeysetHandle) -> None:
-        """Args:
-        keyset: a Tink keyset of AEAD keys with a primary.
-        """
         info = keyset.keyset_info()
         self._aead = keyset.primitive(aead.Aead)
         self._key_id = str(info.primary_key_id)

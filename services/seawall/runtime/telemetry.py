@@ -187,10 +187,15 @@ def record_span(
     links: Iterable[TraceContext | None] = (),
     attributes: Mapping[str, Value] | None = None,
 ) -> TraceContext:
-    """Record a span after the fact, with its real times (Unix nanoseconds). Returns its context, to be a parent."""
+    """Record a span after the fact, with its real times (Unix nanoseconds). Returns its context, to be a parent.
+
+    It is recorded even below a parent that was not sampled: the caller chose this one knowing how it ended.
+    """
     tracer = _state.tracer
     if tracer is None:
         return parent or TraceContext.new(sampled=False)
+    if parent is not None:
+        parent = parent._replace(flags=parent.flags | 1)
     span = tracer.start_span(name, _as_parent(parent), kind, attributes, _links(links), start_time=start_nanos)
     span.end(end_nanos)
     return _context_of(span)
