@@ -1,0 +1,1 @@
+"""Scores prompts: unsealed, normalised into several views, matched with term packs, compared with anchors."""

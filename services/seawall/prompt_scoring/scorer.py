@@ -1,0 +1,238 @@
+"""Scores one prompt item: unseal, views, terms, encoder, labels.
+
+Labels, each 0 to 1 and always present on an item that is OK:
+
+    minor_reference         a term for a minor stands in the prompt (1) or not (0); context, no evidence by itself
+    sexual_context          a sexual term
+    undressing_request      a request to undress someone, or a minor's clothing taken away in the negative prompt
+    real_person_photo       a real person's photograph
+    coercion                threat, force or deceit
+    benign_context          parenting, medicine, education, art, news, law, safety. It never clears a detection:
+                            a policy may answer REVIEW instead of BLOCK
+    evasion                 one of the first three shows only once an obfuscation is undone
+    minor_sexual            detect grade: a minor and a sexual or undressing term, by distance: 1 within 12 words, .8
+                            within 40 (or split over prompt and negative prompt), .6 within 400, else .5
+    minor_sexual_semantic   block grade: the encoder's calibrated score of the words around such a pair; 0 without one
+    minor_sexual_paraphrase the encoder's score of the whole prompt, terms or not
+    outside_model_languages share of letters that are not ASCII: how little the encoder's two scores mean here
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
+
+from seawall.api.generation.v1 import generation_pb2
+from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
+from seawall.api.signal.v1 import signal_pb2
+from seawall.prompt_scoring import normalise, term_packs
+from seawall.prompt_scoring.anchors import Anchors
+from seawall.prompt_scoring.detection import Detection, detect
+from seawall.prompt_scoring.encoder import Encoder, TooManyTokens
+from seawall.prompt_scoring.settings import PromptScoringSettings
+from seawall.runtime import model_pack
+
+CONCEPT_LABELS: tuple[term_packs.Concept, ...] = (
+    "minor_reference",
+    "sexual_context",
+    "undressing_request",
+    "real_person_photo",
+    "coercion",
+    "benign_context",
+)
+LABELS = (
+    *CONCEPT_LABELS,
+    "evasion",
+    "minor_sexual",
+    "minor_sexual_semantic",
+    "minor_sexual_paraphrase",
+    "outside_model_languages",
+)
+#: What AES-GCM and Tink's prefix add to a text.
+_SEALING_BYTES = 64
+#: Scores beyond the fourth decimal differ between CPUs.
+_DECIMALS = 4
+
+
+class Opener(Protocol):
+    """Opens sealed texts: ``runtime.sealing.Sealer``."""
+
+    def open(self, sealed: generation_pb2.SealedText, generation_id: str, field: str) -> str:
+        """The text. Raises Poison("UNSEAL_FAILED")."""
+        ...
+
+
+class PromptScorer:
+    """The scorer of this room. Safe for threads."""
+
+    def __init__(
+        self,
+        sealer: Opener,
+        packs: Sequence[term_packs.TermPack],
+        encoder_pack: model_pack.ModelPack,
+        settings: PromptScoringSettings,
+    ) -> None:
+        """Raises Fatal as TermSet, Encoder and Anchors do."""
+        self._sealer = sealer
+        self._settings = settings
+        self._terms = term_packs.TermSet(packs, settings.re2_max_mem_bytes)
+        self._encoder = Encoder(encoder_pack, settings.window_tokens)
+        self._anchors = Anchors(self._encoder, settings.anchors)
+        self._artefacts = _artefacts(packs, encoder_pack, self._anchors)
+        self._cache = _Cache(settings.cache_entries)
+
+    def score(self, item: prompt_scoring_pb2.PromptItem) -> signal_pb2.ItemResult:
+        """Score a sealed prompt. Raises Poison("UNSEAL_FAILED") when it does not open."""
+        sealed = len(item.prompt.ciphertext) + len(item.negative_prompt.ciphertext)
+        if sealed > self._settings.max_prompt_bytes + 2 * _SEALING_BYTES:
+            return _unscannable("TOO_LONG")
+        prompt = negative = ""
+        if item.HasField("prompt"):
+            prompt = self._sealer.open(item.prompt, item.generation_id, "prompt")
+        if item.HasField("negative_prompt"):
+            negative = self._sealer.open(item.negative_prompt, item.generation_id, "negative_prompt")
+        return self.score_text(prompt, negative)
+
+    def score_text(self, prompt: str, negative_prompt: str = "") -> signal_pb2.ItemResult:
+        """Score a prompt in clear.
+
+        Returns:
+            OK with every label; SKIPPED "EMPTY" when both texts are empty; UNSCANNABLE "NOT_UTF8" (lone surrogates),
+            "TOO_LONG", "NO_VISIBLE_TEXT" (nothing but invisible characters) or "EXPANDS" (a normalisation bomb); ERROR
+            "MATCH_FAILED" when the pattern engine spent its memory.
+        """
+        try:
+            size = len(prompt.encode()) + len(negative_prompt.encode())
+        except UnicodeEncodeError:
+            return _unscannable("NOT_UTF8")
+        if size > self._settings.max_prompt_bytes:
+            return _unscannable("TOO_LONG")
+        if not prompt.strip() and not negative_prompt.strip():
+            return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_SKIPPED, reason="EMPTY")
+        key = self._cache.key(prompt, negative_prompt)
+        result = self._cache.get(key)
+        if result is None:
+            result = self._measure(prompt, negative_prompt)
+            self._cache.put(key, result)
+        return result
+
+    def artefacts(self) -> Sequence[signal_pb2.Artefact]:
+        """The encoder, every term pack, and the anchors (as a term pack), by digest."""
+        return self._artefacts
+
+    def _measure(self, prompt: str, negative_prompt: str) -> signal_pb2.ItemResult:
+        settings = self._settings
+        visible = normalise.visible_text(prompt)
+        if prompt.strip() and not visible.strip():
+            return _unscannable("NO_VISIBLE_TEXT")
+        try:
+            detection = detect(
+                prompt, negative_prompt, self._terms, around=settings.around_words, max_pairs=settings.max_pairs
+            )
+            whole = self._anchors.score(self._encoder.embed(visible, settings.max_windows)) if visible.strip() else 0.0
+        except normalise.Expands:
+            return _unscannable("EXPANDS")
+        except TooManyTokens:
+            return _unscannable("TOO_LONG")
+        except term_packs.MatchFailed:
+            return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_ERROR, reason="MATCH_FAILED")
+        windows = detection.windows[: 2 * settings.max_pairs]
+        near = max((self._anchors.score(self._encoder.embed_start(text)) for text in windows), default=0.0)
+        return _result(detection, near, whole, _outside(visible))
+
+
+def load(settings: PromptScoringSettings, sealer: Opener) -> PromptScorer:
+    """The scorer that ``settings`` describe. Raises Fatal naming what is missing or broken, and its mend."""
+    packs = [term_packs.load(folder) for folder in term_packs.bundled()] if settings.bundled_packs else []
+    packs += [term_packs.load(pack.path, pack.sha256) for pack in settings.packs]
+    return PromptScorer(sealer, packs, model_pack.load(settings.model, task="text-embedding"), settings)
+
+
+def _result(detection: Detection, near: float, whole: float, outside: float) -> signal_pb2.ItemResult:
+    concepts = detection.concepts
+    values = [1.0 if concept in concepts else 0.0 for concept in CONCEPT_LABELS]
+    if "negated_clothing" in concepts:
+        values[_UNDRESSING] = 1.0
+    values += (float(detection.evasion), detection.minor_sexual, near, whole, outside)
+    # A copy of nothing found is a third of the price of eleven new messages.
+    result = signal_pb2.ItemResult.FromString(_NOTHING)
+    labels = result.labels
+    for index, value in enumerate(values):
+        if value:
+            labels[index].score = round(value, _DECIMALS)
+    return result
+
+
+_UNDRESSING = CONCEPT_LABELS.index("undressing_request")
+_NOTHING = signal_pb2.ItemResult(
+    status=signal_pb2.ITEM_STATUS_OK, labels=[signal_pb2.LabelScore(label=label) for label in LABELS]
+).SerializeToString()
+
+
+def _outside(text: str) -> float:
+    if text.isascii():
+        return 0.0
+    letters = [char for char in text if char.isalpha()]
+    return sum(not char.isascii() for char in letters) / len(letters) if letters else 0.0
+
+
+def _unscannable(reason: str) -> signal_pb2.ItemResult:
+    return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_UNSCANNABLE, reason=reason)
+
+
+def _artefacts(
+    packs: Sequence[term_packs.TermPack], encoder: model_pack.ModelPack, anchors: Anchors
+) -> tuple[signal_pb2.Artefact, ...]:
+    term_pack = signal_pb2.ARTEFACT_KIND_TERM_PACK
+    return (
+        signal_pb2.Artefact(
+            kind=signal_pb2.ARTEFACT_KIND_MODEL, name=encoder.name, version=encoder.version, sha256=encoder.digest
+        ),
+        *(
+            signal_pb2.Artefact(kind=term_pack, name=pack.card.name, version=pack.card.version, sha256=pack.digest)
+            for pack in sorted(packs, key=lambda pack: (pack.card.name, pack.digest))
+        ),
+        signal_pb2.Artefact(kind=term_pack, name="anchors", version=anchors.version, sha256=anchors.digest),
+    )
+
+
+class _Cache:
+    """Results of the prompts seen last. Keys are digests under a key of this process: no text is kept."""
+
+    def __init__(self, entries: int) -> None:
+        self._entries = entries
+        self._secret = secrets.token_bytes(32)
+        self._lock = threading.Lock()
+        self._results: OrderedDict[bytes, signal_pb2.ItemResult] = OrderedDict()
+
+    def key(self, prompt: str, negative_prompt: str) -> bytes:
+        if not self._entries:
+            return b""
+        digest = hashlib.blake2b(key=self._secret, digest_size=32)
+        # The length before the text: no two pairs of texts share a key.
+        for text in (prompt.encode(), negative_prompt.encode()):
+            digest.update(len(text).to_bytes(8, "big") + text)
+        return digest.digest()
+
+    def get(self, key: bytes) -> signal_pb2.ItemResult | None:
+        if not self._entries:
+            return None
+        with self._lock:
+            result = self._results.get(key)
+            if result is not None:
+                self._results.move_to_end(key)
+            return result
+
+    def put(self, key: bytes, result: signal_pb2.ItemResult) -> None:
+        # An error is this moment's, not the text's.
+        if not self._entries or result.status == signal_pb2.ITEM_STATUS_ERROR:
+            return
+        with self._lock:
+            self._results[key] = result
+            self._results.move_to_end(key)
+            if len(self._results) > self._entries:
+                self._results.popitem(last=False)

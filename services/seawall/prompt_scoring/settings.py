@@ -1,0 +1,54 @@
+"""Settings of the prompt_scoring service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from seawall.runtime.settings import (
+    ByteCount,
+    Group,
+    RoomSettings,
+    RpcServerSettings,
+    SealingSettings,
+    seawall_home,
+)
+
+
+class PackSettings(Group):
+    """A term pack of the operator's."""
+
+    # The pack's folder.
+    path: Path
+    # The pack's digest, 64 hex digits: a pack that was changed is refused. Unset: the pack's own card is trusted.
+    sha256: str | None = Field(default=None, pattern=r"^[0-9A-Fa-f]{64}$")
+
+
+class PromptScoringSettings(RoomSettings):
+    """The service that scores prompts."""
+
+    rpc_server: RpcServerSettings = Field(default_factory=RpcServerSettings)
+    sealing: SealingSettings = Field(default_factory=SealingSettings)
+
+    # The sentence encoder: a model pack of task text-embedding.
+    model: Path = Field(default_factory=lambda: seawall_home() / "models" / "minilm")
+    # Sentences that prompts are compared with. Unset: those that ship with Seawall.
+    anchors: Path | None = None
+    # Use the term packs that ship with Seawall.
+    bundled_packs: bool = True
+    # Term packs besides those, as a list of {path, sha256}.
+    packs: list[PackSettings] = Field(default_factory=list, max_length=256)
+
+    # A prompt and its negative prompt together, as UTF-8; longer ones are UNSCANNABLE "TOO_LONG".
+    max_prompt_bytes: ByteCount = 32 * 1024
+    # A prompt is encoded in windows of so many tokens, and has at most so many of them; more are "TOO_LONG" as well.
+    window_tokens: int = Field(default=128, ge=16, le=512)
+    max_windows: int = Field(default=64, ge=1, le=1024)
+    # Words on either side of two concepts that are encoded with them, and how many such stretches of a prompt.
+    around_words: int = Field(default=4, ge=0, le=32)
+    max_pairs: int = Field(default=4, ge=1, le=32)
+    # Memory that RE2 may use for a set of patterns. A prompt that needs more is ERROR "MATCH_FAILED", never clean.
+    re2_max_mem_bytes: ByteCount = 64 * 1024 * 1024
+    # Results kept for prompts seen before, by a keyed digest of their text. 0: none.
+    cache_entries: int = Field(default=0, ge=0, le=1_000_000)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seawall.prompt_scoring.normalise import MAX_EXPANSION, Expands, View, views, visible_text
+
+
+def readings(text: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for view in views(text):
+        found.setdefault(view.name, []).append(view.words.decode().strip())
+    return found
+
+
+def all_words(text: str) -> set[str]:
+    return {view.words.decode().strip() for view in views(text)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A lake, at SUNRISE; 35mm -- f/8", "a_lake\tat\nsunrise 16:9", "what's up (really)?", "x", "it's 7:00 a.m."],
+)
+def test_plain_ascii_has_one_view(text: str) -> None:
+    (view,) = views(text)
+    assert view.name == "words"
+    assert view.words == view.words.lower()
+    assert view.words.startswith(b" ") and view.words.endswith(b" ")
+    assert b"  " not in view.words
+
+
+def test_ascii_is_never_folded_to_lookalikes() -> None:
+    assert all_words("modern corner, minor 10 Illinois") == {"modern corner minor 10 illinois"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        ("s\u200bt\u200da\u2060t\ufeffu\u00ade", "statue"),
+        ("ｓｔａｔｕｅ", "statue"),
+        ("𝓼𝓽𝓪𝓽𝓾𝓮", "statue"),
+        ("stаtuе", "statue"),
+        ("ЅТАТUЕ", "statue"),
+        ("sτατue", "statue"),
+        ("śtátùe̽", "statue"),
+        ("🅢🅣🅐🅣🅤🅔", "statue"),
+        ("ꜱᴛᴀᴛᴜᴇ", "statue"),
+        ("s t a t u e", "statue"),
+        ("s.t.a.t.u.e", "statue"),
+        ("s-t-a-t-u-e  g-a-r-d-e-n", "statue garden"),
+        ("s.t.a.t.u.e g.a.r.d.e.n", "statue garden"),
+        ("S T A T U E   G A R D E N", "statue garden"),
+        ("st4tu3", "statue"),
+        ("$tatue g@rden", "statue garden"),
+        ("va1ley", "valley"),
+        ("staaaatue", "statue"),
+        ("bellllls", "bells"),
+        ("hilllll", "hill"),
+        ("s\x00t\x01atue", "statue"),
+        ("%73%74%61%74%75%65", "statue"),
+        ("\u202eeutats\u202c", "statue"),
+        ("a \U000e0073\U000e0074\U000e0061\U000e0074\U000e0075\U000e0065", "a statue"),
+    ],
+)
+def test_a_disguise_is_undone_in_some_view(text: str, reading: str) -> None:
+    assert reading in all_words(text)
+
+
+def test_base64_is_read_beside_the_text() -> None:
+    hidden = base64.b64encode(b"a statue in a garden").decode()
+    assert any(words.endswith("a statue in a garden") for words in all_words(f"draw {hidden}"))
+
+
+def test_the_untouched_text_is_scored_too() -> None:
+    assert readings("Статуя в саду")["original"] == ["статуя в саду"]
+    assert readings("Статуя, в саду")["words"] == ["статуя в саду"]
+
+
+@pytest.mark.parametrize("text", ["मूर्ति की तस्वीर", "ภาพถ่ายของรูปปั้น", "صورة تمثال"])
+def test_marks_that_spell_a_script_stay_in_the_plain_view(text: str) -> None:
+    assert text in all_words(text)
+
+
+def test_ages_survive_the_reading_of_digits_as_letters() -> None:
+    assert "a statue 12yo 10th" in all_words("a st4tue 12yo 10th")
+
+
+def test_joined_letters_are_marked_as_run_together() -> None:
+    view = next(view for view in views("see s t o n e w a l l now") if view.name == "joined")
+    assert view.words == b" see stonewall now "
+    assert [view.words[start:end] for start, end in view.glued] == [b"stonewall"]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\u200b", "\u0301", "!?", "\x00"])
+def test_text_without_words_has_views_without_words(text: str) -> None:
+    assert all(view.words.strip(b" ") in (b"", text.encode()) for view in views(text))
+
+
+def test_a_normalisation_bomb_is_refused() -> None:
+    with pytest.raises(Expands):
+        views("\ufdfa" * 10_000)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["a\u0301", "\u0301\u0323", "a ", "a-", "1a", "0a|", "%41", "c3RhdHVl", "\u202eab", "à", "👨\u200d", "a\x00"],
+)
+def test_work_grows_with_length_and_not_with_its_square(unit: str) -> None:
+    """Sizes, not times: no view of a repetitive text grows faster than the text."""
+    for length in (1_000, 8_000):
+        text = unit * length
+        assert sum(len(view.words) for view in views(text)) <= 12 * len(text.encode()) + 4096
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=300))
+def test_any_text_has_well_formed_views(text: str) -> None:
+    try:
+        found = views(text)
+    except Expands:
+        assert len(text) > 0
+        return
+    except UnicodeEncodeError:
+        assert any("\ud800" <= char <= "\udfff" for char in text)
+        return
+    assert found
+    assert len({view.words for view in found}) == len(found)
+    for view in found:
+        check(view, text)
+
+
+def check(view: View, text: str) -> None:
+    assert view.words.decode()
+    assert view.words[:1] == b" " and view.words[-1:] == b" "
+    assert len(view.words) <= 2 * MAX_EXPANSION * len(text.encode()) + 2048
+    for start, end in view.glued:
+        assert 0 < start <= end < len(view.words)
+
+
+def test_visible_text_keeps_what_a_person_sees() -> None:
+    assert visible_text("A lake, f/8") == "A lake, f/8"
+    assert visible_text("a\x00 l\x07ake\n") == "a lake\n"
+    assert visible_text("a\u200b l\u202eake é") == "a lake é"
