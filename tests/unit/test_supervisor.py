@@ -150,14 +150,17 @@ async def test_later_waves_stop_first(supervisor: Supervisor, seen: Seen) -> Non
 async def test_rooms_end_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     child = "from seawall.local.supervisor import bind_to_parent; bind_to_parent()" + READY
     script = f"""
-import asyncio, sys
+import asyncio, subprocess, sys
 from pathlib import Path
-from seawall.local.supervisor import RoomSpec, Supervisor
+from seawall.local.supervisor import RoomSpec, Supervisor, launcher
 async def main():
     supervisor = Supervisor(Path({str(tmp_path)!r}))
     supervisor.start([RoomSpec("room", [sys.executable, "-c", {child!r}], {{}})])
+    waits = "print('up', flush=True); import time; time.sleep(600)"
+    other = subprocess.Popen([*launcher(), sys.executable, "-c", waits], stdout=subprocess.PIPE)
+    other.stdout.readline()
     await supervisor.ready(timeout=60)
-    print(supervisor.pids()["room"], flush=True)
+    print(supervisor.pids()["room"], other.pid, flush=True)
     await asyncio.Event().wait()
 asyncio.run(main())
 """
@@ -166,11 +169,13 @@ asyncio.run(main())
         sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, env=environment
     )
     assert parent.stdout is not None
-    orphan = psutil.Process(int(await parent.stdout.readline()))
+    orphans = [psutil.Process(int(pid)) for pid in (await parent.stdout.readline()).split()]
+    assert len(orphans) == 2
     parent.kill()
     await parent.communicate()
-    await asyncio.to_thread(orphan.wait, 30)
-    assert not orphan.is_running()
+    for orphan in orphans:
+        await asyncio.to_thread(orphan.wait, 30)
+        assert not orphan.is_running()
 
 
 def test_a_long_log_is_turned_over_under_its_writer(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ class EmbeddedKafka:
         quick_compiler: stop at Java's first compiler. Less CPU in the first minute, more after: right for tests,
             wrong for a broker that stays.
         start_timeout: seconds until a broker that does not answer is Fatal.
+        launcher: arguments put before Java's own, a program that becomes it (``supervisor.launcher``).
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class EmbeddedKafka:
         heap_mb: int = 512,
         quick_compiler: bool = False,
         start_timeout: float = 60.0,
+        launcher: Sequence[str] = (),
     ) -> None:
         self._data_dir = data_dir.absolute()
         self._cache = cache.absolute()
@@ -108,6 +110,7 @@ class EmbeddedKafka:
         self._heap_mb = heap_mb
         self._quick_compiler = quick_compiler
         self._start_timeout = start_timeout
+        self._launcher = tuple(launcher)
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -154,7 +157,7 @@ class EmbeddedKafka:
         with self.log_path.open("ab") as log:
             self._format(java, classpath, properties, log)
             self._process = subprocess.Popen(
-                [str(java), *self._flags(), "-cp", classpath, "kafka.Kafka", str(properties)],
+                [*self._launcher, str(java), *self._flags(), "-cp", classpath, "kafka.Kafka", str(properties)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from seawall.core.errors import Fatal
 from seawall.local.kafka import EmbeddedKafka
-from seawall.local.supervisor import BACK_OFF_SECONDS, RoomSpec, State, Status, Supervisor
+from seawall.local.supervisor import BACK_OFF_SECONDS, RoomSpec, State, Status, Supervisor, launcher
 from seawall.runtime import topics
 from seawall.runtime.kafka import KafkaBroker
 from seawall.runtime.settings import KafkaSettings
@@ -102,7 +102,7 @@ class Mesh:
         Raises Fatal with the mend when it cannot start.
         """
         with _only_one(home), _socket_folder(home) as sockets:
-            kafka = EmbeddedKafka(kafka_folder or home / "kafka", cache=cache or home / "cache")
+            kafka = EmbeddedKafka(kafka_folder or home / "kafka", cache=cache or home / "cache", launcher=launcher())
             supervisor = Supervisor(home, report)
             mesh = cls(home, kafka, supervisor)
             shared = {"SEAWALL_HOME": str(home), **(environment or {})}
