@@ -85,8 +85,8 @@ class EmbeddedKafka:
         port: client port; 0 keeps the folder's last one while it is free, else asks the OS.
         java: the Java to run it with; None finds one (``kafka_jars.find_java``).
         heap_mb: largest Java heap, MiB.
-        quick_compiler: stop at Java's first compiler. Less CPU in the first minute, more after: right for tests,
-            wrong for a broker that stays.
+        quick_compiler: stop at Java's first compiler: half the CPU in the first minutes, since most of it is compiling.
+            Turn it off for a broker that is loaded for hours.
         start_timeout: seconds until a broker that does not answer is Fatal.
         launcher: arguments put before Java's own, a program that becomes it (``supervisor.launcher``).
     """
@@ -99,7 +99,7 @@ class EmbeddedKafka:
         port: int = 0,
         java: Path | None = None,
         heap_mb: int = 512,
-        quick_compiler: bool = False,
+        quick_compiler: bool = True,
         start_timeout: float = 60.0,
         launcher: Sequence[str] = (),
     ) -> None:
