@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from seawall.api.classification.v1 import classification_pb2
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.relay.stage import Example, StageItem
-
-#: The examples' media; a content store that serves them must allow this folder.
-EXAMPLES_FOLDER = Path(__file__).parent / "examples"
 
 
 class ClassificationStage:
@@ -35,42 +32,52 @@ class ClassificationStage:
 STAGE = ClassificationStage()
 
 
-def _content(name: str, media_type: str) -> generation_pb2.ContentRef:
-    path = EXAMPLES_FOLDER / name
-    data = path.read_bytes()
-    return generation_pb2.ContentRef(
-        uri=path.resolve().as_uri(), sha256=hashlib.sha256(data).digest(), media_type=media_type, size_bytes=len(data)
+class MediaStore(Protocol):
+    """Keeps media: ``runtime.content.ContentStore``."""
+
+    def put(self, data: bytes, media_type: str) -> generation_pb2.ContentRef: ...
+
+
+def examples(store: MediaStore) -> list[Example]:
+    """Generations and the statuses their items must get, their media kept in the store of the service under test."""
+    ok, error, unscannable = (
+        signal_pb2.ITEM_STATUS_OK,
+        signal_pb2.ITEM_STATUS_ERROR,
+        signal_pb2.ITEM_STATUS_UNSCANNABLE,
     )
-
-
-def examples() -> Sequence[Example]:
-    """Generations and the statuses that the real service must give their items."""
-    whole, truncated = _content("discs.png", "image/png"), _content("truncated.png", "image/png")
-    changed = generation_pb2.ContentRef()
+    picture = (Path(__file__).parent / "examples" / "discs.png").read_bytes()
+    whole, truncated = store.put(picture, "image/png"), store.put(picture[: len(picture) // 2], "image/png")
+    empty, text = store.put(b"", "image/png"), store.put(b"no picture at all", "image/jpeg")
+    changed, elsewhere = generation_pb2.ContentRef(), generation_pb2.ContentRef()
     changed.CopyFrom(whole)
     changed.sha256 = hashlib.sha256(b"another object").digest()
-    cases = (
-        ("a picture", whole, signal_pb2.ITEM_STATUS_OK),
-        ("a truncated picture", truncated, signal_pb2.ITEM_STATUS_UNSCANNABLE),
-        ("a picture that was changed after it was referred to", changed, signal_pb2.ITEM_STATUS_ERROR),
-    )
+    elsewhere.CopyFrom(whole)
+    elsewhere.uri = "file:///elsewhere/discs.png"
     return [
-        Example(
-            name,
-            generation_pb2.Generation(
-                generation_id=f"classification-example-{number}",
-                attempt=1,
-                modality=generation_pb2.MODALITY_IMAGE,
-                media=[
-                    generation_pb2.MediaItem(
-                        item_id="output/0", nexus=generation_pb2.NEXUS_MODEL_OUTPUT, content=content
-                    )
-                ],
-            ),
-            {"output/0": status},
-        )
-        for number, (name, content, status) in enumerate(cases)
+        _example("picture", {"output/0": (whole, ok)}),
+        _example("truncated", {"output/0": (truncated, unscannable)}),
+        _example("no-bytes", {"output/0": (empty, unscannable)}),
+        _example("no-picture", {"output/0": (text, unscannable)}),
+        _example("changed-since", {"output/0": (changed, error)}),
+        _example("not-allowed", {"output/0": (elsewhere, error)}),
+        _example(
+            "neighbours", {"input/0": (truncated, unscannable), "output/0": (whole, ok), "output/1": (changed, error)}
+        ),
+        _example("no-media", {}),
     ]
 
 
-EXAMPLES = examples()
+def _example(
+    name: str, media: Mapping[str, tuple[generation_pb2.ContentRef, signal_pb2.ItemStatus.ValueType]]
+) -> Example:
+    generation = generation_pb2.Generation(
+        generation_id=f"example-{name}",
+        attempt=1,
+        tenant_id="example",
+        modality=generation_pb2.MODALITY_IMAGE if media else generation_pb2.MODALITY_TEXT,
+    )
+    for item_id, (content, _) in media.items():
+        uploaded = item_id.startswith("input/")
+        nexus = generation_pb2.NEXUS_UPLOADED_INPUT if uploaded else generation_pb2.NEXUS_MODEL_OUTPUT
+        generation.media.add(item_id=item_id, nexus=nexus, content=content)
+    return Example(name, generation, {item_id: status for item_id, (_, status) in media.items()})
