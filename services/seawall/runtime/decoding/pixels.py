@@ -80,7 +80,7 @@ def jpeg(data: bytes, info: ImageInfo, mode: Mode, min_side: int | None) -> Pixe
         if "extraneous bytes" in message:
             # Common in old cameras' files, and harmless: every viewer shows these pictures whole.
             pixels = _lenient(data, options)
-        elif "remature end" in message:
+        elif "Premature end of JPEG" in message:
             raise truncated("the JPEG's picture") from None
         else:
             raise corrupt("the JPEG's coded data are invalid") from None
