@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import sys
 import time
@@ -18,8 +19,8 @@ from seawall.cli.terminal import StatusLines, console, print_json, run_until_sig
 from seawall.cli.why import OUTCOME_STYLE
 from seawall.core.errors import Fatal
 from seawall.local import demo as runner
+from seawall.local import demo_bank, verdict
 from seawall.local import samples as sample_stream
-from seawall.local import verdict
 from seawall.local.mesh import Mesh
 from seawall.local.platform import Platform
 from seawall.local.waterfall import HOPS
@@ -49,6 +50,7 @@ async def _demo(samples: Sequence[sample_stream.Sample], *, keep: bool, json_out
     terminal = console(stderr=True)
     home = seawall_home()
     started = time.monotonic()
+    await asyncio.to_thread(demo_bank.ensure, home / "banks")
     async with Mesh.open(home, StatusLines(terminal)) as mesh:
         up_seconds = time.monotonic() - started
         terminal.print(Text(f"mesh ready after {up_seconds:.1f} s; {len(samples)} samples follow", "bold"))
@@ -86,7 +88,7 @@ def _progress(terminal: Console) -> tuple[AbstractContextManager[object], Callab
 
     def show(now: runner.Progress) -> None:
         progress.update(sent, total=now.total, completed=now.sent)
-        progress.update(decided, total=now.total, completed=now.decided, outcomes=_outcomes(now))
+        progress.update(decided, total=now.total, completed=now.settled, outcomes=_outcomes(now))
 
     return progress, show
 
@@ -102,8 +104,8 @@ class _Lines:
         self._last = ""
 
     def __call__(self, now: runner.Progress) -> None:
-        finished = now.decided == now.total
-        line = f"sent {now.sent}, decided {now.decided} of {now.total}: {_outcomes(now)}"
+        finished = now.settled == now.total
+        line = f"sent {now.sent}, decided {now.settled} of {now.total}  {_outcomes(now)}"
         if line != self._last and (finished or time.monotonic() >= self._next):
             self._terminal.print(line)
             self._last, self._next = line, time.monotonic() + self._SECONDS
@@ -135,7 +137,7 @@ def _decisions(summary: runner.Summary) -> Table:
     table = Table(title="Decisions", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for heading, justify in (("category", "left"), ("expected", "left"), ("as expected", "right"), ("got", "left"),
                              ("p50", "right"), ("example", "left")):  # fmt: skip
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for name, results in summary.categories().items():
         expected = verdict.outcome_name(results[0].sample.outcome)
         right = sum(not result.fault for result in results)

@@ -14,6 +14,7 @@ from rich.text import Text
 from seawall.local.supervisor import State, Status
 
 T = TypeVar("T")
+_FILE_WIDTH = 160
 _STATE_STYLE = {
     State.STARTING: "dim",
     State.READY: "green",
@@ -25,8 +26,11 @@ _STATE_STYLE = {
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that takes no text for markup: ids and reasons come from records."""
-    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=False)
+    """A console that takes no text for markup: ids and reasons come from records. In a file or pipe, lines are wide."""
+    made = Console(stderr=stderr, markup=False, highlight=False)
+    if not made.is_terminal:
+        made.width = max(made.width, _FILE_WIDTH)
+    return made
 
 
 def print_json(document: Any) -> None:

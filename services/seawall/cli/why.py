@@ -46,7 +46,8 @@ def why(generation_id: str, *, json_output: bool) -> None:
     from seawall.runtime.kafka import KafkaBroker
 
     try:
-        identity.check_id("ID", generation_id)
+        if not identity.is_id(generation_id):
+            raise identity.bad_id("ID")
     except Poison as error:
         raise Fatal(error.reason, error.detail) from error
     settings = reach.local_settings()

@@ -62,7 +62,8 @@ class Progress:
 
     total: int
     sent: int = 0
-    decided: int = 0
+    #: Decided, or held for good.
+    settled: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
 
 
@@ -83,7 +84,7 @@ class Summary:
     def categories(self) -> dict[str, list[Result]]:
         """Results by category, in order of name."""
         grouped: dict[str, list[Result]] = {}
-        for result in sorted(self.results, key=lambda one: one.sample.name):
+        for result in sorted(self.results, key=lambda one: (one.sample.category, one.sample.name)):
             grouped.setdefault(result.sample.category, []).append(result)
         return grouped
 
@@ -193,9 +194,13 @@ class _Sending:
     def count(self, progress: Progress) -> None:
         """Bring ``progress`` up to date."""
         progress.sent = len(self._acknowledged)
-        decided = [one for followed in self._followed.values() if (one := verdict.effective(followed.decisions))]
-        progress.decided = len(decided)
-        progress.outcomes = _outcomes(decided)
+        settled = [
+            decision
+            for followed in self._followed.values()
+            if verdict.is_settled(followed.decisions) and (decision := verdict.effective(followed.decisions))
+        ]
+        progress.settled = len(settled)
+        progress.outcomes = _outcomes(settled)
 
     def results(self) -> list[Result]:
         """What became of every sample."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seawall.core.errors import Fatal
+from seawall.local import demo_bank
 from seawall.local.kafka import EmbeddedKafka
 from seawall.local.supervisor import BACK_OFF_SECONDS, RoomSpec, State, Status, Supervisor, launcher
 from seawall.runtime import topics
@@ -108,6 +109,7 @@ class Mesh:
             shared = {"SEAWALL_HOME": str(home), **(environment or {})}
             keeper: asyncio.Task[None] | None = None
             try:
+                await asyncio.to_thread(demo_bank.ensure_some, home / "banks")
                 # Services load their models while the broker starts: neither needs the other.
                 supervisor.start([_service(home, stage, sockets, shared) for stage in STAGES])
                 report(Status(KAFKA, State.STARTING, None, 0, ""))
