@@ -44,10 +44,14 @@ def unkeyed_generation_id(topic: str, partition: int, offset: int) -> str:
     return f"undecodable:{topic}:{partition}:{offset}"
 
 
-def check_id(field: str, value: str) -> None:
-    """Raise Poison unless ``value`` is a well-formed id, ``[A-Za-z0-9._:-]{1,128}``."""
-    if not _ID.match(value):
-        raise Poison("BAD_ID", f"{field} must match [A-Za-z0-9._:-]{{1,128}}: send a pseudonymous id, not free text")
+def is_id(value: str) -> bool:
+    """True if ``value`` is a well-formed id, ``[A-Za-z0-9._:-]{1,128}``."""
+    return _ID.match(value) is not None
+
+
+def bad_id(field: str) -> Poison:
+    """The error about a field that holds no well-formed id."""
+    return Poison("BAD_ID", f"{field} must match [A-Za-z0-9._:-]{{1,128}}: send a pseudonymous id, not free text")
 
 
 def check_item_id(field: str, value: str) -> None:

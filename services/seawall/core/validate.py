@@ -34,7 +34,8 @@ def parse_generation(value: bytes | None) -> generation_pb2.Generation:
 
 def check_generation(generation: generation_pb2.Generation) -> None:
     """Raise Poison unless every field that a stage relies on is well formed."""
-    identity.check_id("generation_id", generation.generation_id)
+    if not identity.is_id(generation.generation_id):
+        raise identity.bad_id("generation_id")
     if generation.attempt < 1:
         raise Poison("BAD_ATTEMPT", "attempt must be 1 or more: a platform's own record is attempt 1")
     if generation.modality not in _MODALITIES:
@@ -76,11 +77,7 @@ def _check_media(generation: generation_pb2.Generation) -> None:
 
 def generation_id_of(key: bytes | None, topic: str, partition: int, offset: int) -> str:
     """The id to report about a record whose value cannot be trusted: its key if that is a well-formed id."""
-    if key:
-        try:
-            text = key.decode("ascii")
-            identity.check_id("key", text)
-        except (UnicodeDecodeError, Poison):
-            return identity.unkeyed_generation_id(topic, partition, offset)
+    text = (key or b"").decode("ascii", "replace")
+    if identity.is_id(text):
         return text
     return identity.unkeyed_generation_id(topic, partition, offset)

@@ -450,11 +450,11 @@ class Engine:
             by_output = {id(output): work for output, work in zip(outputs, batch, strict=True)}
             for output in refused.outputs:
                 await self._divert_scored(by_output.pop(id(output)), refused)
-            for work in by_output.values():
-                self._done(work)
-            return
+            batch = list(by_output.values())
         for work in batch:
-            self._done(work)
+            work.tracker.done(work.record.offset)
+        self._in_flight -= len(batch)
+        self._room.set()
 
     async def _send(self, outputs: Sequence[Output]) -> None:
         """Send until the broker has acknowledged: while it is away nothing moves, and nothing is lost."""

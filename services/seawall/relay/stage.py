@@ -26,11 +26,16 @@ class StageItem(NamedTuple):
 class StageReply(Protocol):
     """What every stage's RPC response has."""
 
-    replies: Sequence[signal_pb2.ItemReply]
-    artefacts: Sequence[signal_pb2.Artefact]
-    service_instance: str
-    inference_start_unix_nano: int
-    inference_end_unix_nano: int
+    @property
+    def replies(self) -> Sequence[signal_pb2.ItemReply]: ...
+    @property
+    def artefacts(self) -> Sequence[signal_pb2.Artefact]: ...
+    @property
+    def service_instance(self) -> str: ...
+    @property
+    def inference_start_unix_nano(self) -> int: ...
+    @property
+    def inference_end_unix_nano(self) -> int: ...
 
 
 @dataclass(frozen=True)

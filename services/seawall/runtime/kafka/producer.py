@@ -72,6 +72,16 @@ def _index(entry: tuple[int, Output]) -> int:
     return entry[0]
 
 
+def _bytes_of(outputs: Sequence[Output]) -> int:
+    """At least what these outputs take in a request."""
+    size = _RECORD_OVERHEAD * len(outputs)
+    for output in outputs:
+        size += len(output.value or b"") + len(output.key or b"")
+        for name, value in output.headers:
+            size += len(name) + len(value) + 10
+    return size
+
+
 class _Batch:
     """Records of one partition that travel together, and the calls they belong to."""
 
@@ -155,14 +165,17 @@ class KafkaProducer:
             raise RuntimeError("the producer was not started, or is stopped")
         if not outputs:
             return
-        size = sum(len(output.value or b"") + len(output.key or b"") for output in outputs)
+        size = _bytes_of(outputs)
         call = _Call(asyncio.get_running_loop().create_future())
         try:
             async with asyncio.timeout(self._deadline):
                 await self._reserve(size)
                 try:
                     inner = await self._current()
-                    touched = self._place(outputs, await self._lanes(inner, outputs), call, inner)
+                    lanes = await self._lanes(inner, outputs)
+                    # Where all together are small, none needs to be looked at.
+                    check = size > self._settings.max_request_bytes
+                    touched = self._place(outputs, lanes, call, inner, check)
                     if self._linger:
                         self._begin_linger()
                         touched = [lane for lane in touched if lane in self._full]
@@ -205,14 +218,16 @@ class KafkaProducer:
             lanes.append((topic, partition))
         return lanes
 
-    def _place(self, outputs: Sequence[Output], lanes: Sequence[_Lane], call: _Call, inner: _Inner) -> list[_Lane]:
+    def _place(
+        self, outputs: Sequence[Output], lanes: Sequence[_Lane], call: _Call, inner: _Inner, check: bool
+    ) -> list[_Lane]:
         """Into batches. Returns the lanes touched."""
         now_ms = int(time.time() * 1000)
         touched: dict[_Lane, None] = {}
         # Held until all are placed, so that an early acknowledgement does not finish the call.
         call.pending += 1
         for index, (output, lane) in enumerate(zip(outputs, lanes, strict=True)):
-            if self._surely_too_large(output):
+            if check and _bytes_of((output,)) > self._settings.max_request_bytes:
                 call.refused.append((index, output))
                 continue
             touched[lane] = None
@@ -225,13 +240,6 @@ class KafkaProducer:
                 batch.append(index, output, call, now_ms)
         call.settle(None)
         return list(touched)
-
-    def _surely_too_large(self, output: Output) -> bool:
-        limit = self._settings.max_request_bytes
-        size = _RECORD_OVERHEAD + len(output.value or b"") + len(output.key or b"")
-        return size > limit or (
-            bool(output.headers) and size + sum(len(name) + len(value) + 10 for name, value in output.headers) > limit
-        )
 
     # On their way, and back.
 
