@@ -76,7 +76,11 @@ def test_base64_is_read_beside_the_text() -> None:
 
 def test_the_untouched_text_is_scored_too() -> None:
     assert readings("Статуя в саду")["original"] == ["статуя в саду"]
-    assert readings("Статуя, в саду")["words"] == ["статуя в саду"]
+    assert readings("Статуя, в са\u200bду") == {
+        "original": ["статуя в са ду"],
+        "words": ["статуя в саду"],
+        "skeleton": readings("Статуя в саду")["skeleton"],
+    }
 
 
 @pytest.mark.parametrize("text", ["मूर्ति की तस्वीर", "ภาพถ่ายของรูปปั้น", "صورة تمثال"])

@@ -20,6 +20,7 @@ _SPLIT = 0.8
 _JOINT_WITHIN = 12
 
 _MINOR: Concept = "minor_reference"
+_NEGATED: frozenset[Concept] = frozenset(("negated_clothing", "negated_adulthood"))
 _SEXUAL: tuple[Concept, Concept] = ("sexual_context", "undressing_request")
 
 
@@ -52,11 +53,13 @@ def detect(prompt: str, negative_prompt: str, terms: TermSet, *, around: int, ma
     found = Detection()
     seen: set[str] = set()
     plain: set[Concept] = set()
-    for view in views(prompt):
+    # The first view is the least changed one.
+    for index, view in enumerate(views(prompt)):
         groups = by_concept(terms.hits(view))
-        found.concepts |= groups.keys()
-        if view.name in ("original", "words"):
-            plain |= groups.keys()
+        concepts = groups.keys() - _NEGATED
+        found.concepts |= concepts
+        if index == 0:
+            plain |= concepts
         minors = groups.get(_MINOR, [])
         sexual = sorted((hit for concept in _SEXUAL for hit in groups.get(concept, [])), key=lambda hit: hit.start)
         if minors and sexual:
@@ -82,7 +85,7 @@ def _near(
 
 
 def _taken_away(found: Detection, prompt: str, negative_prompt: str, terms: TermSet) -> None:
-    negated = {hit.concept for view in views(negative_prompt) for hit in terms.hits(view)}
+    negated = {hit.concept for view in views(negative_prompt) for hit in terms.hits(view)} & _NEGATED
     start = prompt[:_QUOTED]
     if _MINOR in found.concepts and "negated_clothing" in negated:
         found.concepts.add("negated_clothing")
@@ -90,7 +93,7 @@ def _taken_away(found: Detection, prompt: str, negative_prompt: str, terms: Term
     if not found.concepts.isdisjoint(_SEXUAL) and "negated_adulthood" in negated:
         found.concepts.add("negated_adulthood")
         found.windows.append(f"{start}, not an adult")
-    if found.concepts & {"negated_clothing", "negated_adulthood"}:
+    if found.concepts & _NEGATED:
         found.minor_sexual = max(found.minor_sexual, _SPLIT)
 
 

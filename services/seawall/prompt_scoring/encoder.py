@@ -87,23 +87,24 @@ class Encoder:
         return output if settings.normalised else output / np.linalg.norm(output, axis=1, keepdims=True)
 
     def _verify(self) -> None:
-        """The card's examples, and the shape of what comes out."""
-        try:
-            shape = self.embed_start("a").shape
-        except Exception as error:
-            # onnxruntime raises a class of its own for every kind of fault.
-            kind = type(error).__name__
-            raise Fatal(
-                "BAD_MODEL", f"{self._name}: {MODEL_FILE} cannot be run ({kind}): install the pack again"
-            ) from error
+        """The shape of what comes out, and the card's examples."""
+        shape = self._trial("a").shape
         if shape != (1, self.dimensions):
             raise Fatal("BAD_MODEL", f"{self._name}: the output is {shape}, the card says (1, {self.dimensions})")
         for number, example in enumerate(self._card.examples, 1):
-            one, other = (self.embed_start(text)[0] for text in example.texts)
+            one, other = (self._trial(text)[0] for text in example.texts)
             cosine = float(one @ other)
             if not abs(cosine - example.cosine) <= example.tolerance:
                 detail = f"{self._name}: example {number} has cosine {cosine:.3f}, the card says {example.cosine:.3f}"
                 raise Fatal("BAD_MODEL", f"{detail}: install the pack again, or another release of onnxruntime")
+
+    def _trial(self, text: str) -> Vectors:
+        try:
+            return self.embed_start(text)
+        except Exception as error:
+            # onnxruntime raises a class of its own for every kind of fault.
+            detail = f"{self._name}: {MODEL_FILE} cannot be run ({type(error).__name__}): install the pack again"
+            raise Fatal("BAD_MODEL", detail) from error
 
 
 def _tokenizer(pack: ModelPack, card: TextEmbeddingCard, window_tokens: int) -> Tokenizer:

@@ -4,7 +4,7 @@ Every view is lower-case words as UTF-8 with one space between them and one at e
 know nothing about case, punctuation or separators, and a distance in words is a count of spaces. Views only ever add
 evidence: a term is a term in whichever view it stands.
 
-    original    the text itself but for case (only where it is not plain ASCII: for ASCII, "words" says the same)
+    original    the text itself but for case and separators (where it is plain ASCII, "words" says the same)
     words       invisible characters removed, NFKC, casefold, separators to spaces
     skeleton    lookalike letters folded to ASCII (Unicode TR39 and a supplement), accents removed
     joined      spaced-out or punctuated letters joined
@@ -113,7 +113,7 @@ def _unicode_views(text: str) -> tuple[list[View], str]:
     skeleton = unicodedata.normalize("NFKD", letters).casefold()
     skeleton = _bounded(_MARKS.sub("", skeleton), limit)
     found = [
-        View("original", b" " + text.lower().encode() + b" "),
+        View("original", _words(text.lower())),
         View("words", _words(plain)),
         View("skeleton", _words(skeleton)),
     ]

@@ -35,6 +35,7 @@ from seawall.prompt_scoring.detection import Detection, detect
 from seawall.prompt_scoring.encoder import Encoder, TooManyTokens
 from seawall.prompt_scoring.settings import PromptScoringSettings
 from seawall.runtime import model_pack
+from seawall.runtime.sealing import Sealer
 
 CONCEPT_LABELS: tuple[term_packs.Concept, ...] = (
     "minor_reference",
@@ -145,8 +146,16 @@ class PromptScorer:
         return _result(detection, near, whole, _outside(visible))
 
 
-def load(settings: PromptScoringSettings, sealer: Opener) -> PromptScorer:
-    """The scorer that ``settings`` describe. Raises Fatal naming what is missing or broken, and its mend."""
+def load(settings: PromptScoringSettings, sealer: Opener | None = None) -> PromptScorer:
+    """The scorer that ``settings`` describe.
+
+    Args:
+        sealer: opens the texts; None: with the settings' keyset.
+
+    Raises:
+        Fatal: names what is missing or broken, and its mend.
+    """
+    sealer = sealer or Sealer.from_settings(settings.sealing)
     packs = [term_packs.load(folder) for folder in term_packs.bundled()] if settings.bundled_packs else []
     packs += [term_packs.load(pack.path, pack.sha256) for pack in settings.packs]
     return PromptScorer(sealer, packs, model_pack.load(settings.model, task="text-embedding"), settings)

@@ -6,18 +6,20 @@ from seawall.prompt_scoring import scorer
 from seawall.prompt_scoring.settings import PromptScoringSettings
 from seawall.prompt_scoring.stage import STAGE
 from seawall.runtime import rpc_server
-from seawall.runtime.sealing import Sealer
 from seawall.runtime.settings import load_settings
 
 
 def main() -> None:
     """Serve until SIGTERM. Raises Fatal on bad settings, or a model, pack or keyset that is missing or broken."""
     settings = load_settings(PromptScoringSettings, STAGE.name)
-
-    def load() -> scorer.PromptScorer:
-        return scorer.load(settings, Sealer.from_settings(settings.sealing))
-
-    rpc_server.run(STAGE.name, settings, STAGE.method, STAGE.request_type, STAGE.response_type, load)
+    rpc_server.run(
+        STAGE.name,
+        settings,
+        STAGE.method,
+        STAGE.request_type,
+        STAGE.response_type,
+        lambda: scorer.load(settings),
+    )
 
 
 if __name__ == "__main__":

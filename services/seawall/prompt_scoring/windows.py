@@ -68,8 +68,8 @@ def _stretch(words: bytes, start: int, end: int, around: int) -> str:
         if start <= 0:
             start = 0
             break
-    for _ in range(around + 1):
-        end = words.find(b" ", end + 1) if end < len(words) else -1
+    for index in range(around + 1):
+        end = words.find(b" ", end + (index > 0))
         if end < 0:
             end = len(words)
             break
