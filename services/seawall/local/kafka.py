@@ -166,7 +166,7 @@ class EmbeddedKafka:
                 start_new_session=True,
             )
         self._pid_path.write_text(str(self._process.pid), encoding="utf-8")
-        self._await_ready()
+        self._await_ready(self._process)
 
     def stop(self, timeout: float = 15.0) -> None:
         """Ask the broker to stop (SIGTERM); end it (SIGKILL) if it has not within ``timeout`` seconds."""
@@ -270,11 +270,10 @@ class EmbeddedKafka:
         if result.returncode != 0:
             raise self._fatal("BROKER_FORMAT_FAILED", "could not prepare its folder")
 
-    def _await_ready(self) -> None:
-        assert self._process is not None
+    def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._start_timeout
         while not _serves(self._port):
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 self._reap()
                 raise self._fatal("BROKER_EXITED", "stopped while starting")
             if time.monotonic() > deadline:
