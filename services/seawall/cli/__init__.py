@@ -13,6 +13,7 @@ but its own.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import NoReturn
@@ -54,4 +55,6 @@ def _dispatch() -> None:
         return
     from seawall.cli.app import app
 
+    # What a library warns of reaches a person as our own error, once; a room sets up its own logging.
+    logging.getLogger().addHandler(logging.NullHandler())
     app(prog_name="seawall")

@@ -16,7 +16,7 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.cli.reach import LocalSettings, local_settings, topics_of
 from seawall.cli.terminal import console, print_json
 from seawall.cli.why import OUTCOME_STYLE
-from seawall.core.errors import Fatal, Retryable
+from seawall.core.errors import Fatal
 from seawall.local import verdict
 from seawall.local.platform import Followed, Platform, Submission, Upload
 from seawall.runtime.content import ContentStore
@@ -75,13 +75,11 @@ def submit(
 async def _submit(settings: LocalSettings, submission: Submission, generation_id: str, timeout: float) -> Followed:
     broker = KafkaBroker(settings.kafka)
     sealer = Sealer.from_settings(settings.sealing)
-    try:
-        async with Platform.open(broker, sealer, ContentStore(settings.content), topics_of(settings)) as platform:
-            followed = await platform.submit(submission, generation_id)
-            await platform.settled(followed, timeout)
-            return followed
-    except Retryable as error:
-        raise Fatal("BROKER_AWAY", f"{error.detail}: is the mesh running (`seawall up`)?") from error
+    store = ContentStore(settings.content)
+    async with Platform.open(broker, sealer, store, topics_of(settings)) as platform:
+        followed = await platform.submit(submission, generation_id)
+        await platform.settled(followed, timeout)
+        return followed
 
 
 def _upload(path: Path, nexus: generation_pb2.Nexus.ValueType) -> Upload:

@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 
 from seawall.api.decision.v1 import decision_pb2
-from seawall.core.errors import Fatal, Retryable
+from seawall.core.errors import Fatal
 from seawall.local import verdict
 from seawall.local.waterfall import HOPS, total_nanos, waterfall
 from seawall.runtime.broker import Broker, Consumer, TopicPartition
@@ -35,20 +35,14 @@ class Found(NamedTuple):
 async def find(broker: Broker, topic: str, generation_id: str) -> list[Found]:
     """Every decision record of the generation that the topic holds now, in order of attempt and time.
 
-    Raises Fatal("BROKER_AWAY") if Kafka cannot be asked, Fatal("UNDECODABLE") if a record of that key is no Decision.
+    Raises Retryable if Kafka cannot be asked, Fatal("UNDECODABLE") if a record of that key is no Decision.
     """
     reader = broker.reader([topic])
+    await reader.start()
     try:
-        await reader.start()
-        try:
-            return await _scan(reader, generation_id.encode())
-        finally:
-            await reader.stop()
-    except Retryable as error:
-        raise Fatal(
-            "BROKER_AWAY",
-            f"Kafka does not answer ({error.reason}): is the mesh running, and kafka.bootstrap_servers right?",
-        ) from error
+        return await _scan(reader, generation_id.encode())
+    finally:
+        await reader.stop()
 
 
 async def _scan(reader: Consumer, key: bytes) -> list[Found]:
