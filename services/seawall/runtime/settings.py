@@ -98,8 +98,8 @@ class KafkaSettings(Group):
     # Topic metadata older than so is asked for again: bounds how late a leader change is noticed when idle.
     metadata_max_age_ms: Milliseconds = 60_000
 
-    # How long an idle partition waits for more records before its batch goes. 0: at once, and what comes while a batch is
-    # on its way joins the next, so batches grow with the load all the same.
+    # How long an idle partition waits for more records before its batch goes. 0: at once, and what comes while a batch
+    # is on its way joins the next, so batches grow with the load all the same.
     linger_ms: int = Field(default=0, ge=0)
     # Upper bound of one partition's batch.
     max_batch_bytes: ByteCount = 256 * 1024
@@ -107,8 +107,8 @@ class KafkaSettings(Group):
     max_request_bytes: ByteCount = 4 * 1024 * 1024
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
 
-    # A fetch returns when fetch_min_bytes are there or fetch_max_wait_ms have passed. A partition that is not part of the
-    # fetch on its way (it was full or held back) waits for that one's end, so this also bounds a stall.
+    # A fetch returns when fetch_min_bytes are there or fetch_max_wait_ms have passed. A partition that is not part of
+    # the fetch on its way (it was full or held back) waits for that one's end, so this also bounds a stall.
     fetch_min_bytes: ByteCount = 1
     fetch_max_wait_ms: Milliseconds = 100
     # Upper bounds of a fetch, in all and per partition: they bound the consumer's memory.

@@ -42,8 +42,9 @@ _SETTING_ERRORS = (
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """Arguments that consumer, producer and admin client share."""
     password = settings.sasl_password
+    addresses = _addresses(settings)
     return {
-        "bootstrap_servers": settings.bootstrap_servers,
+        "bootstrap_servers": [f"{host}:{port}" if ":" not in host else f"[{host}]:{port}" for host, port in addresses],
         "client_id": settings.client_id,
         "request_timeout_ms": settings.request_timeout_ms,
         "retry_backoff_ms": settings.retry_backoff_ms,
@@ -54,6 +55,18 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
         "sasl_plain_username": settings.sasl_username,
         "sasl_plain_password": None if password is None else password.get_secret_value(),
     }
+
+
+def _addresses(settings: KafkaSettings) -> list[tuple[str, int]]:
+    addresses = []
+    for address in settings.bootstrap_servers.split(","):
+        host, _, port = address.strip().rpartition(":")
+        if not host or not port.isdecimal():
+            raise Fatal(
+                "BAD_BOOTSTRAP_SERVERS", 'kafka.bootstrap_servers: write "host:port", several separated by commas'
+            )
+        addresses.append((host.strip("[]"), int(port)))
+    return addresses
 
 
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext | None:
@@ -105,22 +118,30 @@ async def start_failure(settings: KafkaSettings, error: BaseException, doing: st
     aiokafka's bootstrap reports every cause as a failed connection; so that wrong credentials are not retried for ever,
     one connection is tried again for its own error.
     """
-    if not isinstance(error, kafka_errors.KafkaConnectionError):
-        return meaning(error, doing)
+    cause = await _cause(settings, error) if isinstance(error, kafka_errors.KafkaConnectionError) else error
+    ours = meaning(cause, doing)
+    if ours.reason != "BROKER_UNAVAILABLE":
+        return ours
+    return Retryable(
+        ours.reason,
+        f"could not {doing}: {type(cause).__name__}: see whether Kafka is up, and whether kafka.bootstrap_servers "
+        f"({settings.bootstrap_servers}) names it",
+    )
+
+
+async def _cause(settings: KafkaSettings, error: BaseException) -> BaseException:
+    """What a connection fails with: the first refusal of access, else the last failure, else ``error``."""
     options = client_options(settings)
     del options["bootstrap_servers"], options["metadata_max_age_ms"], options["retry_backoff_ms"]
     cause: BaseException = error
-    for address in settings.bootstrap_servers.split(","):
-        host, _, port = address.strip().rpartition(":")
+    for host, port in _addresses(settings):
         try:
-            connection = await create_conn(host.strip("[]"), int(port), **options)
+            connection = await create_conn(host, port, **options)
         except BROKER_ERRORS as own:
             cause = own
-        except ValueError:
-            return Fatal("BAD_BOOTSTRAP_SERVERS", 'kafka.bootstrap_servers: write "host:port", separated by commas')
         else:
             connection.close()
-            return meaning(error, doing)
+            return error
         if isinstance(cause, _ACCESS_ERRORS):
             break
-    return meaning(cause, doing)
+    return cause
