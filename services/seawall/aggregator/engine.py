@@ -62,6 +62,7 @@ class Observer(Protocol):
 class Stats:
     """Counts since the start."""
 
+    turns: int = 0
     generations: int = 0
     signals: int = 0
     decisions: int = 0
@@ -172,6 +173,7 @@ class Engine:
         self._stopping.set()
 
     async def _turn(self) -> None:
+        self.stats.turns += 1
         await self._commit_if_due()
         self._bound()
         try:

@@ -37,7 +37,6 @@ from seawall.relay.stage import Stage, StageItem, StageReply
 from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, TopicPartition
 
 _NANOS = 1_000_000_000
-_POLL_SECONDS = 0.5
 
 
 class Observer(Protocol):
@@ -192,7 +191,7 @@ class Engine:
             await self._wait_for_room()
             return
         try:
-            polled = await self._consumer.poll(max_records=room, timeout=_POLL_SECONDS)
+            polled = await self._consumer.poll(max_records=room, timeout=self._settings.poll_seconds)
         except Retryable as error:
             self._observer.ready(False)
             self._observer.event("poll_failed", reason=error.reason)

@@ -25,6 +25,8 @@ class EngineSettings(Group):
     max_attempts: int = Field(default=9, ge=1, le=50)
     retry_seconds: Seconds = 0.05
     max_retry_seconds: Seconds = 2.0
+    # How long a poll waits for the first record; a request to stop waits as long.
+    poll_seconds: Seconds = 0.5
     # Watermarks are committed this often, and when partitions are revoked.
     commit_seconds: Seconds = 0.5
     # How long a revocation waits for batches in flight before it commits what is done.
