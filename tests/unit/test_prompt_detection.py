@@ -23,7 +23,8 @@ def read(terms: TermSet, prompt: str, negative: str = "") -> Detection:
 def test_concepts_near_each_other_are_detected_and_windowed(terms: TermSet) -> None:
     found = read(terms, f"{FILLER * 3}{CLINICAL}, {FILLER * 3}")
     assert found.minor_sexual == 1.0
-    assert len(found.windows) == 1
+    assert len(found.windows) == 2
+    assert found.windows[1] == found.windows[0].replace("minor", "child")
     assert CLINICAL in found.windows[0]
     assert len(found.windows[0].split()) <= 5 + 8
 
@@ -34,7 +35,7 @@ def test_distance_lowers_the_grade_but_never_below_review(terms: TermSet, filler
 
 
 def test_far_apart_concepts_are_read_as_two_stretches(terms: TermSet) -> None:
-    (text,) = read(terms, f"photo of a minor {FILLER * 5} nude in bed").windows
+    text, _ = read(terms, f"photo of a minor {FILLER * 5} nude in bed").windows
     assert text.startswith("photo of a minor a mountain lake") and text.endswith("nude in bed")
     assert len(text.split()) < 22
 
@@ -129,8 +130,13 @@ def test_pairs_are_the_nearest_ones_in_either_direction() -> None:
 def test_a_list_of_many_terms_stays_bounded(terms: TermSet) -> None:
     found = read(terms, "a minor nude " * 2_000)
     assert found.minor_sexual == 1.0
-    assert 1 <= len(found.windows) <= 4
+    assert 1 <= len(found.windows) <= 8
+
+
+def test_a_minor_who_is_excluded_is_not_read_as_a_child(terms: TermSet) -> None:
+    found = read(terms, "nude woman, no minors, adult only")
+    assert found.windows == ["nude woman no minors adult only"]
 
 
 def test_every_window_is_text_even_when_cut_inside_other_scripts(terms: TermSet) -> None:
-    assert read(terms, f"静かな湖 {CLINICAL} 日の出").windows == [f"静かな湖 {CLINICAL} 日の出"]
+    assert read(terms, f"静かな湖 {CLINICAL} 日の出").windows[0] == f"静かな湖 {CLINICAL} 日の出"

@@ -141,7 +141,7 @@ class PromptScorer:
             return _unscannable("TOO_LONG")
         except term_packs.MatchFailed:
             return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_ERROR, reason="MATCH_FAILED")
-        windows = detection.windows[: 2 * settings.max_pairs]
+        windows = detection.windows[: 4 * settings.max_pairs]
         near = max((self._anchors.score(self._encoder.embed_start(text)) for text in windows), default=0.0)
         return _result(detection, near, whole, _outside(visible))
 
