@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 
 import pytest
 from aiokafka import errors as kafka_errors
 from pydantic import SecretStr
 
 from seawall.core.errors import Fatal, Retryable
+from seawall.runtime.broker import Admin, Broker, Consumer, Producer
 from seawall.runtime.kafka import KafkaBroker, connection
 from seawall.runtime.settings import KafkaSettings
 
@@ -16,15 +18,20 @@ from seawall.runtime.settings import KafkaSettings
 AWAY = KafkaSettings(bootstrap_servers="127.0.0.1:9", request_timeout_ms=1_000)
 
 
-@pytest.mark.parametrize("client", ["producer", "consumer", "reader", "admin"])
-async def test_a_broker_that_is_away_is_retryable_and_names_the_address(client: str) -> None:
-    broker = KafkaBroker(AWAY)
-    made = {
-        "producer": broker.producer,
-        "admin": broker.admin,
-        "consumer": lambda: broker.consumer("group", ["topic"]),
-        "reader": lambda: broker.reader(["topic"]),
-    }[client]()
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda broker: broker.producer(),
+        lambda broker: broker.admin(),
+        lambda broker: broker.consumer("group", ["topic"]),
+        lambda broker: broker.reader(["topic"]),
+    ],
+    ids=["producer", "admin", "consumer", "reader"],
+)
+async def test_a_broker_that_is_away_is_retryable_and_names_the_address(
+    make: Callable[[Broker], Producer | Consumer | Admin],
+) -> None:
+    made = make(KafkaBroker(AWAY))
     with pytest.raises(Retryable, match=r"BROKER_UNAVAILABLE.*kafka\.bootstrap_servers \(127\.0\.0\.1:9\)"):
         await made.start()
     await made.stop()
