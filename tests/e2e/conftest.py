@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seawall.local import demo
+from seawall.local.demo import Summary
+from seawall.local.mesh import ROOMS
 from seawall.local.models.install import install_demo
+from seawall.local.platform import Platform
+from seawall.local.samples import Sample, stream
+from seawall.runtime.content import ContentStore
+from seawall.runtime.kafka import KafkaBroker
+from seawall.runtime.sealing import Sealer
 from seawall.runtime.settings import ContentSettings, KafkaSettings, SealingSettings
+from seawall.runtime.topics import TopicNames
 
-START_SECONDS = 180
+SAMPLES_PER_CATEGORY = 4
 
 
 def shared_home() -> Path:
@@ -67,9 +77,14 @@ class UpMesh:
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 
-    def room_pid(self, room: str) -> int:
-        """The process id of a room now, from its ready file."""
-        return int((self.home / "run" / f"{room}.ready").read_text())
+    def pid_of(self, room: str) -> int:
+        """The process id of a room, or of the broker, now."""
+        path = self.home / ("kafka/broker.pid" if room == "kafka" else f"run/{room}.ready")
+        return int(path.read_text())
+
+    def pids(self) -> dict[str, int]:
+        """Process ids of all rooms."""
+        return {room: self.pid_of(room) for room in ROOMS}
 
 
 def make_home(home: Path) -> Path:
@@ -129,6 +144,23 @@ def _follow(path: Path, process: subprocess.Popen[bytes]) -> Iterator[str]:
                     continue
 
 
-def tail(paths: Sequence[Path], lines: int = 20) -> str:
-    """The ends of some logs, for a failure's message."""
+def logs_of(mesh: UpMesh, lines: int = 3) -> str:
+    """The ends of the rooms' logs, for a failure's message."""
+    paths = [mesh.home / "up.log", *sorted((mesh.home / "logs").glob("*.log"))]
     return "\n".join(f"{path.name}: {line}" for path in paths for line in path.read_text().splitlines()[-lines:])
+
+
+@pytest.fixture(scope="session")
+def samples_run(mesh: UpMesh) -> Summary:
+    """Some samples of every category, sent through the mesh; what became of them."""
+    chosen: list[Sample] = []
+    for sample in stream():
+        if sum(one.category == sample.category for one in chosen) < SAMPLES_PER_CATEGORY or sample.spoil:
+            chosen.append(sample)
+
+    async def run() -> Summary:
+        sealer = Sealer.load(mesh.sealing.keyset)
+        async with Platform.open(KafkaBroker(mesh.kafka), sealer, ContentStore(mesh.content), TopicNames()) as platform:
+            return await demo.run(platform, chosen, mesh.pids)
+
+    return asyncio.run(run())

@@ -28,8 +28,9 @@ _T = TypeVar("_T")
 
 _POLL_RECORDS = 1000
 _POLL_SECONDS = 0.5
-#: How long the platform asks for a broker that is away before it gives up.
+#: How long the platform asks for a broker that is away before it gives up: while it works, and before it began.
 _BROKER_PATIENCE_SECONDS = 60.0
+_START_PATIENCE_SECONDS = 15.0
 _BROKER_PAUSE_SECONDS = 0.2
 
 #: What an item's id begins with, by nexus.
@@ -103,9 +104,9 @@ class Platform:
     ) -> AsyncIterator[Platform]:
         """A started platform: decisions are read from now on."""
         platform = cls(broker, sealer, store, topics)
-        await platform._reader.start()
+        await _patiently(platform._reader.start, _START_PATIENCE_SECONDS)
         try:
-            await platform._producer.start()
+            await _patiently(platform._producer.start, _START_PATIENCE_SECONDS)
             try:
                 platform._reading = asyncio.create_task(platform._read(), name="platform-decisions")
                 try:
@@ -200,9 +201,9 @@ class Platform:
         followed.add(decision)
 
 
-async def _patiently(call: Callable[[], Awaitable[_T]]) -> _T:
+async def _patiently(call: Callable[[], Awaitable[_T]], seconds: float = _BROKER_PATIENCE_SECONDS) -> _T:
     """Repeat ``call`` while the broker is away, within bounds. Producing again is safe: decisions are idempotent."""
-    give_up = time.monotonic() + _BROKER_PATIENCE_SECONDS
+    give_up = time.monotonic() + seconds
     while True:
         try:
             return await call()
