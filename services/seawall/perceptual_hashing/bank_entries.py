@@ -48,7 +48,7 @@ class Names:
         return self._joined[self._ends[index] : self._ends[index + 1]].decode()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entries:
     """All entries of a bank."""
 

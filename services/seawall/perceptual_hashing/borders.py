@@ -9,8 +9,12 @@ import numpy.typing as npt
 
 from seawall.runtime.decoding import Pixels
 
-#: Levels by which a border's pixels may differ: coding noise.
+#: Levels by which the outermost line's pixels may differ: coding noise.
 _TOLERANCE: Final = 12
+#: A line belongs to the border if this share of its pixels is within so many levels of it: where picture and border
+#: meet, a coder's blocks ring, and a few lines left over would move the hash.
+_SHARE: Final = 0.95
+_RINGING: Final = 28
 #: A narrower border (share of the side) hardly moves the hash.
 _NARROWEST: Final = 1 / 64
 #: What is left must have at least so many pixels on each side, or there is nothing to hash.
@@ -41,6 +45,6 @@ def _border(lines: npt.NDArray[np.uint8]) -> int:
     if high - low > _TOLERANCE:
         return 0
     # The usual picture ends above; only now are all lines looked at.
-    lows, highs = lines.min(axis=1).astype(np.int16), lines.max(axis=1).astype(np.int16)
-    uniform = (np.maximum(highs, high) - np.minimum(lows, low)) <= _TOLERANCE
+    away = np.abs(lines.astype(np.int16) - (low + high) // 2)
+    uniform = (away <= _RINGING).mean(axis=1) >= _SHARE
     return len(lines) if uniform.all() else int(uniform.argmin())
