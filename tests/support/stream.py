@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.trace import SpanKind
+
 from seawall.aggregator.engine import Engine as Aggregator
 from seawall.aggregator.settings import AggregatorSettings, JoinSettings
 from seawall.api.control.v1 import control_pb2
@@ -27,6 +29,7 @@ from seawall.relay.stage import StageItem
 from seawall.runtime.broker import Broker, Output, Producer, TopicPartition
 from seawall.runtime.memory import InMemoryBroker, InMemoryRecord
 from seawall.runtime.sealing import Sealer
+from seawall.runtime.telemetry import BatchSpan, batch_span
 from seawall.runtime.topics import TopicNames, plan
 
 NAMES = TopicNames("")
@@ -70,7 +73,8 @@ class Seen:
     is_ready: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def batch(self, records: object, started: int, ended: int, error: SeawallError | None) -> None: ...
+    def batch(self, records: object) -> BatchSpan:
+        return batch_span("process", SpanKind.CONSUMER)
 
     def event(self, name: str, **fields: Any) -> None:
         self.events.append((name, fields))

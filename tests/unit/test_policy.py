@@ -50,10 +50,14 @@ def prompt_signal(g: generation_pb2.Generation, **scores: float) -> signal_pb2.S
         ({"minor_sexual": 0.9}, "REVIEW", "prompt-needs-review"),
         ({"minor_sexual": 0.9, "minor_sexual_semantic": 0.9}, "BLOCK", "attempt-in-prompt"),
         (
-            {"minor_sexual": 0.9, "minor_sexual_semantic": 0.9, "benign_context": 0.9},
+            {"minor_sexual": 0.9, "minor_sexual_semantic": 0.8, "benign_context": 0.9},
             "REVIEW",
             "prompt-needs-review",
         ),
+        # Benign words never clear a detection, nor soften one that is sure.
+        ({"minor_sexual": 0.9, "minor_sexual_semantic": 0.9, "benign_context": 0.9}, "BLOCK", "attempt-in-prompt"),
+        ({"minor_sexual_paraphrase": 0.98}, "REVIEW", "prompt-needs-review"),
+        ({"undressing_request": 0.9, "real_person_photo": 0.9}, "BLOCK", "undress-real-person"),
         ({"undressing_request": 0.9, "minor_reference": 0.9}, "BLOCK", "undress-minor-reference"),
         ({"undressing_request": 0.9}, "ALLOW", engine.RULE_NO_MATCH),
     ],

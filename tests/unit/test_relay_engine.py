@@ -13,6 +13,7 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Poison, Retryable
 from seawall.relay.dead_letters import Fuse
+from seawall.runtime.telemetry import TraceContext
 from tests.support.records import generation
 from tests.support.stream import NAMES, Reply, Request, Seen, Stream, answer
 
@@ -31,7 +32,7 @@ class Service:
         self.batches: list[list[str]] = []
         self._behave = behave or (lambda request: answer(request))
 
-    async def __call__(self, request: Request, *, timeout: float, wait_for_ready: bool) -> Reply:
+    async def __call__(self, request: Request, *, timeout: float, wait_for_ready: bool, context: TraceContext) -> Reply:
         self.batches.append([item.generation_id for item in request.items])
         await asyncio.sleep(0)
         reply = self._behave(request)

@@ -35,6 +35,7 @@ from seawall.relay.settings import EngineSettings
 from seawall.relay.signals import SignalWriter, match_replies
 from seawall.relay.stage import Stage, StageItem, StageReply
 from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, TopicPartition
+from seawall.runtime.telemetry import BatchSpan, TraceContext
 
 _NANOS = 1_000_000_000
 
@@ -42,10 +43,8 @@ _NANOS = 1_000_000_000
 class Observer(Protocol):
     """What the engine tells the outside; telemetry and the readiness file hang here. Must not block or raise."""
 
-    def batch(
-        self, records: Sequence[Record], started_nanos: int, ended_nanos: int, error: SeawallError | None
-    ) -> None:
-        """A batch is through its RPC."""
+    def batch(self, records: Sequence[Record]) -> BatchSpan:
+        """A batch goes into its RPC; the span is ended with it."""
         ...
 
     def event(self, name: str, **fields: Any) -> None:
@@ -60,10 +59,13 @@ class Observer(Protocol):
 class Call(Protocol):
     """One batched RPC: see seawall.runtime.rpc_client."""
 
-    def __call__(self, request: Any, *, timeout: float, wait_for_ready: bool) -> Awaitable[StageReply]:
+    def __call__(
+        self, request: Any, *, timeout: float, wait_for_ready: bool, context: TraceContext
+    ) -> Awaitable[StageReply]:
         """Raises Poison when the request itself is refused, Retryable for anything another try may mend.
 
-        ``wait_for_ready``: wait, inside the timeout, for a server that can be reached, rather than fail at once.
+        ``context``: the trace context to pass on. ``wait_for_ready``: wait, inside the timeout, for a server that can
+        be reached, rather than fail at once.
         """
         ...
 
@@ -333,22 +335,27 @@ class Engine:
             for work in batch:
                 work.attempts += 1
             left = min(work.budget_end for work in batch) - self._monotonic()
-            records = [work.record for work in batch]
             sent = self._clock.now_nanos()
             error: SeawallError
-            try:
-                # The first attempt fails fast, so that another server may be tried. Later ones wait for a server that
-                # is there: what still fails then failed *because* of what was sent.
-                reply = await self._call(self._request(batch), timeout=max(left, 0.001), wait_for_ready=failures > 0)
-            except (Poison, Retryable) as failed:
-                error = failed
-            else:
-                self._observer.batch(records, sent, self._clock.now_nanos(), None)
+            reply: StageReply | None = None
+            with self._observer.batch([work.record for work in batch]) as span:
+                try:
+                    # The first attempt fails fast, so that another server may be tried. Later ones wait for a server
+                    # that is there: what still fails then failed *because* of what was sent.
+                    reply = await self._call(
+                        self._request(batch),
+                        timeout=max(left, 0.001),
+                        wait_for_ready=failures > 0,
+                        context=span.context,
+                    )
+                except (Poison, Retryable) as failed:
+                    error = failed
+                    span.fail(failed.reason)
+            if reply is not None:
                 await self._emit(batch, reply, batched, sent)
                 return
             failures += 1
             self.stats.retries += 1
-            self._observer.batch(records, sent, self._clock.now_nanos(), error)
             self._observer.event("rpc_failed", reason=error.reason, items=len(batch), attempt=batch[0].attempts)
             if len(batch) == 1:
                 if isinstance(error, Poison):

@@ -7,7 +7,6 @@ from typing import Any
 
 from opentelemetry.trace import SpanKind
 
-from seawall.core.errors import SeawallError
 from seawall.runtime import metrics, telemetry
 from seawall.runtime.broker import Record
 from seawall.runtime.logging import get_logger
@@ -58,18 +57,11 @@ class RelayObserver(StreamObserver):
             metrics.CONSUMER_GROUP: room,
         }
 
-    def batch(self, records: Sequence[Record], started: int, ended: int, error: SeawallError | None) -> None:
+    def batch(self, records: Sequence[Record]) -> telemetry.BatchSpan:
         """One span for the batch, linked to the traces of its generations."""
-        if not telemetry.is_recording():
-            return
-        attributes: dict[str, str | bool | int | float] = {**self._attributes, metrics.BATCH_SIZE: len(records)}
-        if error is not None:
-            attributes[metrics.ERROR_TYPE] = error.reason
-        telemetry.record_span(
+        return telemetry.batch_span(
             self._span_name,
             SpanKind.CONSUMER,
-            started,
-            ended,
-            attributes=attributes,
-            links=[telemetry.from_headers(record.headers) for record in records[: telemetry.MAX_LINKS]],
+            links=(telemetry.from_headers(record.headers) for record in records),
+            attributes={**self._attributes, metrics.BATCH_SIZE: len(records)},
         )

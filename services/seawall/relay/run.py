@@ -44,8 +44,10 @@ async def _run(stage: Stage, room: str, settings: RelaySettings) -> None:
         settings.rpc_client, stage.method, stage.request_type, stage.response_type
     )
 
-    async def call(request: Any, *, timeout: float, wait_for_ready: bool) -> StageReply:
-        return await client.call(request, timeout, wait_for_ready=wait_for_ready)
+    async def call(
+        request: Any, *, timeout: float, wait_for_ready: bool, context: telemetry.TraceContext
+    ) -> StageReply:
+        return await client.call(request, timeout, telemetry.metadata(context), wait_for_ready=wait_for_ready)
 
     engine = Engine(
         stage=stage,
