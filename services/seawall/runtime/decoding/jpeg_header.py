@@ -94,9 +94,6 @@ def _u16(data: bytes, offset: int) -> int:
 
 def _end(data: bytes, offset: int, max_scans: int | None) -> int:
     """The offset behind the EOI that closes the picture whose first scan's length field is at ``offset``."""
-    # The usual file: one search finds the only EOI, at the very end. A baseline scan cannot contain its two bytes.
-    if max_scans is None and data.find(b"\xff\xd9", offset) == len(data) - 2:
-        return len(data)
     scans = 1
     offset += _u16(data, offset)
     for _ in range(_MAX_SEGMENTS):
