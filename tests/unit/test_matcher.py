@@ -12,9 +12,10 @@ from seawall.perceptual_hashing import hamming, multi_index
 from seawall.perceptual_hashing.bank_card import BankCard, Pipeline
 from seawall.perceptual_hashing.bank_entries import Entry, read, to_csv
 from seawall.perceptual_hashing.banks import Bank
-from seawall.perceptual_hashing.hamming import HammingIndex, ScanIndex, Words
+from seawall.perceptual_hashing.hamming import HammingIndex, Words
 from seawall.perceptual_hashing.matcher import Matcher, make_index
 from seawall.perceptual_hashing.multi_index import MultiIndex
+from seawall.perceptual_hashing.scan_index import ScanIndex
 
 INDEXES: list[Callable[[Words], HammingIndex]] = [ScanIndex, MultiIndex]
 

@@ -104,11 +104,11 @@ def _rows(where: str, content: bytes, seen: dict[str, set[str]]) -> Iterable[Ent
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise Fatal("BAD_BANK", f"{where} line {line}: only ASCII is allowed in entries") from None
-    lines = text.splitlines()
-    if not lines or tuple(lines[0].split(",")) != HEADER:
+    lines = io.StringIO(text)
+    if tuple(lines.readline().rstrip("\r\n").split(",")) != HEADER:
         raise Fatal("BAD_BANK", f"{where} line 1: the first line must be {','.join(HEADER)}")
-    for number, row in enumerate(lines[1:], start=2):
-        parts = row.split(",")
+    for number, row in enumerate(lines, start=2):
+        parts = row.rstrip("\r\n").split(",")
         if len(parts) != len(HEADER):
             raise _bad(where, number, f"needs {len(HEADER)} fields, has {len(parts)}: no quotes, no blank lines")
         entry_id, kind, value = parts

@@ -1,4 +1,4 @@
-"""Exact search for 256-bit hashes within a Hamming radius, by looking at every one."""
+"""Exact search for 256-bit hashes within a Hamming radius: what every index does."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from seawall.perceptual_hashing.hamming_kernels import scan
 
 #: Largest radius. Up to it the multi-index is exact by construction: 16 bands, 31 errors, so one band has at most one.
 MAX_RADIUS: Final = 31
@@ -38,21 +36,6 @@ class HammingIndex(Protocol):
         radius: 0 to 31 bits, inclusive.
         """
         ...
-
-
-class ScanIndex:
-    """Compares every query with every hash: best for small lists, and the yardstick for the others."""
-
-    def __init__(self, words: Words) -> None:
-        self._words = np.ascontiguousarray(words)
-
-    def __len__(self) -> int:
-        return len(self._words)
-
-    def search(self, queries: Words, radius: int) -> Hits:
-        """See `HammingIndex`."""
-        check_radius(radius)
-        return collect(lambda hits: int(scan(self._words, queries, radius, hits)))
 
 
 def to_words(hashes: npt.NDArray[np.uint8]) -> Words:

@@ -13,6 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numba
+from llvmlite import ir as llvm
+from numba import types
+from numba.extending import intrinsic as _intrinsic
+
 from seawall.runtime.settings import seawall_home
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -30,13 +35,8 @@ def _cache_folder() -> Path | None:
 
 _FOLDER = _cache_folder()
 if _FOLDER is not None:
-    # Numba reads it when it is imported.
-    os.environ["NUMBA_CACHE_DIR"] = str(_FOLDER)
-
-import numba  # noqa: E402
-from llvmlite import ir as llvm  # noqa: E402
-from numba import types  # noqa: E402
-from numba.extending import intrinsic as _intrinsic  # noqa: E402
+    # Numba's setting rather than the environment, which children would inherit.
+    numba.config.CACHE_DIR = str(_FOLDER)  # type: ignore[attr-defined]
 
 __all__ = ["CACHED", "intrinsic", "kernel", "llvm", "types"]
 

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from seawall.perceptual_hashing.bank_card import BankCard, Pipeline
 from seawall.perceptual_hashing.bank_entries import Names
 from seawall.perceptual_hashing.banks import Bank
-from seawall.perceptual_hashing.hamming import HammingIndex, ScanIndex, to_words
+from seawall.perceptual_hashing.hamming import HammingIndex, to_words
 from seawall.perceptual_hashing.multi_index import MultiIndex
+from seawall.perceptual_hashing.scan_index import ScanIndex
 
 #: Below so many hashes looking at all of them is quicker than the multi-index's 272 buckets, and needs no compiling.
 _SCAN_BELOW: Final = 8_192
