@@ -72,3 +72,5 @@ def run_until_signal(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(main())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+    finally:
+        work.close()  # A signal may come before it began.
