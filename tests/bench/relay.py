@@ -105,8 +105,9 @@ async def _drain(broker: KafkaBroker, settings: KafkaSettings, role: str, topic:
         "SEAWALL_KAFKA__BOOTSTRAP_SERVERS": settings.bootstrap_servers,
         "SEAWALL_RPC_CLIENT__TARGET": socket,
         "SEAWALL_ENGINE__BATCH_SIZE": str(BATCH),
-        "SEAWALL_ENGINE__MAX_IN_FLIGHT": "1024",
+        "SEAWALL_ENGINE__MAX_IN_FLIGHT": "768",
         "SEAWALL_ENGINE__MAX_RPCS": "8",
+        "SEAWALL_KAFKA__LINGER_MS": "5",
     }
     try:
         async with child(["-m", "tests.bench.relay", role], **environment) as process:

@@ -15,28 +15,28 @@ _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _ITEM_ID = re.compile(r"[a-z0-9/_-]{1,64}\Z")
 
 
-def _derive(kind: str, *parts: str) -> str:
-    return hashlib.sha256("\x1f".join((kind, *parts)).encode()).hexdigest()[:32]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def signal_id(generation_id: str, attempt: int, stage: str) -> str:
     """The id of a stage's signal for one generation attempt, 32 hex digits."""
-    return _derive("signal", generation_id, str(attempt), stage)
+    return _digest(f"signal\x1f{generation_id}\x1f{attempt}\x1f{stage}")
 
 
 def decision_id(generation_id: str, attempt: int, policy_digest: str) -> str:
     """The id of the joint decision for one generation attempt under one policy, 32 hex digits."""
-    return _derive("decision", generation_id, str(attempt), policy_digest)
+    return _digest(f"decision\x1f{generation_id}\x1f{attempt}\x1f{policy_digest}")
 
 
 def amendment_id(signal: str, topic: str, partition: int, offset: int, policy_digest: str) -> str:
     """The id of the amendment that the late signal at these coordinates caused, 32 hex digits."""
-    return _derive("amendment", signal, topic, str(partition), str(offset), policy_digest)
+    return _digest(f"amendment\x1f{signal}\x1f{topic}\x1f{partition}\x1f{offset}\x1f{policy_digest}")
 
 
 def dead_letter_id(room: str, topic: str, partition: int, offset: int) -> str:
     """The id of the dead letter that a room wrote for the record at these coordinates, 32 hex digits."""
-    return _derive("dead_letter", room, topic, str(partition), str(offset))
+    return _digest(f"dead_letter\x1f{room}\x1f{topic}\x1f{partition}\x1f{offset}")
 
 
 def unkeyed_generation_id(topic: str, partition: int, offset: int) -> str:

@@ -137,7 +137,7 @@ class SignalWriter:
             received.to_bytes(8, "little"),
         )
         parts = [common, own]
-        for item, result in zip(items, results, strict=True):
+        for item, result in zip(items, results, strict=False):  # as many as items, by the caller's slice
             if isinstance(result, str):
                 said = signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_ERROR, reason=result)
             else:
@@ -193,6 +193,8 @@ def _item_head(item_id: str, nexus: generation_pb2.Nexus.ValueType) -> bytes:
 def _varint(number: int) -> bytes:
     if number < 0x80:
         return _SMALL[number]
+    if number < 0x4000:
+        return b"%c%c" % (number & 0x7F | 0x80, number >> 7)
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)
