@@ -271,6 +271,16 @@ def test_a_jpeg_of_a_thousand_passes_is_refused() -> None:
     assert decoding.decode_gray(images.encode(images.noise(64, 64), progressive=True)).shape == (64, 64)
 
 
+def test_line_by_line_jpegs_may_be_larger_than_what_must_be_held_whole() -> None:
+    limits = DecodingSettings(max_pixels=100 * 100, max_jpeg_pixels=200 * 200)
+    picture = images.noise(200, 200)
+    assert decoding.decode_gray(images.encode(picture), limits=limits).shape == (200, 200)
+    assert reason_of(images.encode(picture, progressive=True), limits=limits) is Reason.TOO_MANY_PIXELS
+    assert reason_of(images.encode(picture, "PNG"), limits=limits) is Reason.TOO_MANY_PIXELS
+    assert reason_of(images.encode(images.noise(201, 200)), limits=limits) is Reason.TOO_MANY_PIXELS
+    assert reason_of(images.encode(picture), limits=DecodingSettings(max_side=199)) is Reason.TOO_MANY_PIXELS
+
+
 def test_files_that_contradict_themselves_are_corrupt() -> None:
     jpeg = images.encode(images.noise(200, 200))
     frame = jpeg[jpeg.index(b"\xff\xc0") : jpeg.index(b"\xff\xc0") + 19]

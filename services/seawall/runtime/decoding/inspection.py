@@ -50,12 +50,7 @@ def inspect(data: bytes, declared: str = "", limits: DecodingSettings = DEFAULT_
     info = _READERS[kind](data, limits)
     if info.width < 1 or info.height < 1:
         raise corrupt("the header gives no width or height")
-    if max(info.width, info.height) > limits.max_side or info.width * info.height > limits.max_pixels:
-        raise Unscannable(
-            Reason.TOO_MANY_PIXELS,
-            f"the header claims {info.width}x{info.height}, above decoding.max_pixels ({limits.max_pixels}) "
-            f"or decoding.max_side ({limits.max_side})",
-        )
+    _check_pixels(info, limits)
     check_frames(info, limits)
     _refuse_polyglot(data, info)
     return info
@@ -74,6 +69,17 @@ def sniff(data: bytes) -> ImageType | None:
     if data[4:8] == b"ftyp" and any(brand in data[8:40] for brand in (b"avif", b"avis")):
         return "avif"
     return None
+
+
+def _check_pixels(info: ImageInfo, limits: DecodingSettings) -> None:
+    by_line = info.type == "jpeg" and not info.progressive
+    name, most = ("max_jpeg_pixels", limits.max_jpeg_pixels) if by_line else ("max_pixels", limits.max_pixels)
+    if info.width * info.height > most or max(info.width, info.height) > limits.max_side:
+        raise Unscannable(
+            Reason.TOO_MANY_PIXELS,
+            f"the header claims {info.width}x{info.height}, above decoding.{name} ({most}) or decoding.max_side "
+            f"({limits.max_side})",
+        )
 
 
 def check_frames(info: ImageInfo, limits: DecodingSettings) -> None:

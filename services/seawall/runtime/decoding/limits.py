@@ -12,8 +12,12 @@ class DecodingSettings(Group):
 
     # A larger file is TOO_LARGE.
     max_bytes: ByteCount = 32 * 1024 * 1024
-    # Pixels of one frame, by the header. Decoding takes up to 6 bytes a pixel; one large one at a time.
-    max_pixels: int = Field(default=40_000_000, ge=1)
+    # Pixels of one frame, by the header. Decoding takes up to 16 bytes a pixel (WebP's canvases), and large pictures
+    # are decoded one at a time: this bounds what a process can be made to hold.
+    max_pixels: int = Field(default=25_000_000, ge=1)
+    # The same for JPEGs that are not progressive: they are decoded line by line and scaled on the way, at 3 bytes a
+    # pixel or fewer, and telephones make them this large.
+    max_jpeg_pixels: int = Field(default=100_000_000, ge=1)
     # Pixels of the longer side, by the header.
     max_side: int = Field(default=20_000, ge=1)
     # Every frame of an animation is looked at, so that nothing hides in the second; one with more frames, or with more
