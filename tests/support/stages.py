@@ -38,6 +38,10 @@ LABEL = "score"
 HUGE_BYTES = 1_500_000
 
 
+#: Tells the scorer which stage asks.
+_OF_A_PICTURE = generation_pb2.SealedText(key_id=PICTURES)
+
+
 class TestStage:
     """One item for the prompt, or one for each media item; the scorer sees the generation's id alone."""
 
@@ -57,7 +61,7 @@ class TestStage:
             item = message(generation_id=generation.generation_id)
             return (StageItem("prompt", generation_pb2.NEXUS_ATTEMPT, item),)
         return [
-            StageItem(media.item_id, media.nexus, message(generation_id=generation.generation_id))
+            StageItem(media.item_id, media.nexus, message(generation_id=generation.generation_id, prompt=_OF_A_PICTURE))
             for media in generation.media
         ]
 
@@ -76,8 +80,10 @@ class Obedient:
 
     def score(self, item: prompt_scoring_pb2.PromptItem) -> signal_pb2.ItemResult:
         result = signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_OK)
-        match order_of(item.generation_id):
-            case "block":
+        order = order_of(item.generation_id)
+        match order:
+            case "block" | "late" if order == "block" or item.prompt == _OF_A_PICTURE:
+                # "late": the prompt is harmless, the picture is not.
                 result.labels.add(label=LABEL, score=0.99)
                 return result
             case "huge":

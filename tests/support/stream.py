@@ -207,6 +207,7 @@ class Stream:
             settings=JoinSettings(**{**quick, **settings}),
             observer=seen,
             clock=self.clock,
+            monotonic=lambda: self.clock.now_nanos() / 1e9,
         )
         async with _running(aggregator):
             yield aggregator

@@ -109,7 +109,6 @@ async def test_time_is_written_to_the_log_and_obeyed_when_read(tmp_path: Path) -
         again = stream.broker.records(NAMES.generations)[1]
         attempt = generation_pb2.Generation.FromString(again.value or b"")
         assert (attempt.generation_id, attempt.attempt, attempt.rescan_of.offset) == (g.generation_id, 2, 0)
-        await stream.committed("aggregator", NAMES.generations, 1)
 
 
 async def test_attempts_end_in_review(stream: Stream) -> None:

@@ -76,10 +76,10 @@ class Stats:
 class _Partition:
     number: int
     join: Join
-    #: (due, generation offset) of every open generation, Unix nanoseconds.
-    due: list[tuple[int, int]] = field(default_factory=list)
-    #: (due, generation offset, next attempt) of every HOLD that waits to be scanned again.
-    rescans: list[tuple[int, int, generation_pb2.Generation, str]] = field(default_factory=list)
+    #: (due, generation offset) of every open generation, seconds of the monotonic clock.
+    due: list[tuple[float, int]] = field(default_factory=list)
+    #: (due, generation offset, next attempt, trace context) of every HOLD that waits to be scanned again.
+    rescans: list[tuple[float, int, generation_pb2.Generation, str]] = field(default_factory=list)
     committed: tuple[int, int] = (-1, -1)
 
 
@@ -260,13 +260,16 @@ class Engine:
         self._fuse.passed()
         self._follow(state, state.join.on_generation(generation, position, traceparent), outbox)
         if state.join.is_open(position.offset):
-            heapq.heappush(state.due, (self._due(generation, position), position.offset))
+            heapq.heappush(state.due, (self._due(generation), position.offset))
 
-    def _due(self, generation: generation_pb2.Generation, position: Position) -> int:
+    def _due(self, generation: generation_pb2.Generation) -> float:
+        """When the generation's budget is spent. Counted from when it was read, so that a backlog is worked off rather
+        than held, and on the monotonic clock, which does not jump when the wall clock is set."""
+        nanos = self._policy.budget_nanos(generation)
         if generation.HasField("deadline_time"):
-            return generation.deadline_time.seconds * _NANOS + generation.deadline_time.nanos
-        # From when it was read, if that was later: a backlog is worked off, not held.
-        return max(position.log_nanos, self._clock.now_nanos()) + self._policy.budget_nanos(generation)
+            deadline = generation.deadline_time.seconds * _NANOS + generation.deadline_time.nanos
+            nanos = deadline - self._clock.now_nanos()
+        return self._monotonic() + nanos / _NANOS
 
     def _read_signal(self, state: _Partition, record: Record, outbox: _Outbox) -> None:
         self.stats.signals += 1
@@ -333,21 +336,20 @@ class Engine:
         if now < self._next_deadline_check:
             return
         self._next_deadline_check = now + self._settings.deadline_check_seconds
-        wall = self._clock.now_nanos()
         for state in self._partitions.values():
-            while state.due and state.due[0][0] <= wall:
-                due, offset = heapq.heappop(state.due)
+            while state.due and state.due[0][0] <= now:
+                _, offset = heapq.heappop(state.due)
                 joined = state.join.get_open(offset)
                 if joined is not None:
-                    outbox.outputs.append(self._deadline(joined, due))
+                    outbox.outputs.append(self._deadline(joined))
                     self.stats.deadlines += 1
-            while state.rescans and state.rescans[0][0] <= wall:
+            while state.rescans and state.rescans[0][0] <= now:
                 _, offset, generation, traceparent = heapq.heappop(state.rescans)
                 outbox.outputs.append(self._rescan(generation, state.number, traceparent))
                 outbox.settle.append(partial(state.join.settle, offset))
                 self.stats.rescans += 1
 
-    def _deadline(self, joined: OpenGeneration, due: int) -> Output:
+    def _deadline(self, joined: OpenGeneration) -> Output:
         generation, position = joined.generation, joined.position
         record = control_pb2.JoinRecord(
             deadline=control_pb2.Deadline(
@@ -356,7 +358,7 @@ class Engine:
                 generation_record=generation_pb2.RecordCoordinates(
                     topic=position.topic, partition=position.partition, offset=position.offset
                 ),
-                due_unix_nano=due,
+                due_unix_nano=self._clock.now_nanos(),
             )
         )
         return Output(self._signals, position.partition, generation.generation_id.encode(), record.SerializeToString())
@@ -374,7 +376,7 @@ class Engine:
         again.ClearField("deadline_time")
         pause = min(self._settings.rescan_seconds * 2 ** (again.attempt - 1), self._settings.max_rescan_seconds)
         again.attempt += 1
-        due = self._clock.now_nanos() + int(pause * _NANOS)
+        due = self._monotonic() + pause
         heapq.heappush(state.rescans, (due, position.offset, again, joined.traceparent))
 
     def _rescan(self, generation: generation_pb2.Generation, partition: int, traceparent: str) -> Output:

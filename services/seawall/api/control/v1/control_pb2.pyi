@@ -31,7 +31,7 @@ class Deadline(_message.Message):
     generation_id: _builtins.str
     attempt: _builtins.int
     due_unix_nano: _builtins.int
-    """The instant that had passed, Unix nanoseconds."""
+    """The writer's wall clock when it found the budget spent, Unix nanoseconds. For a reader's eyes; nothing hangs on it."""
     @_builtins.property
     def generation_record(self) -> _generation_pb2.RecordCoordinates: ...
     def __init__(
