@@ -26,6 +26,7 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.perceptual_hashing.v1 import perceptual_hashing_pb2
 from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.core.errors import Retryable
+from seawall.local import demo_bank
 from seawall.local.mesh import KAFKA, Mesh
 from seawall.runtime.broker import Output
 from seawall.runtime.content import ContentStore
@@ -69,6 +70,7 @@ async def run(report: Report) -> None:
             # The caches of the real home: jars and models are not what is measured.
             (home / name).symlink_to(seawall_home() / name)
         os.environ["SEAWALL_HOME"] = str(home)
+        demo_bank.ensure(home / "banks")
         say("making pictures")
         source = _Source(home)
         before = await _loop(home, source)

@@ -137,7 +137,6 @@ async def _echo(address: str) -> None:
             result = reply.replies.add(id=item.id, work_nanos=1).result
             result.status = signal_pb2.ITEM_STATUS_OK
             result.labels.add(label="minor_sexual", score=0.01)
-            result.labels.add(label="benign_context", score=0.01)
         reply.artefacts.add(kind=signal_pb2.ARTEFACT_KIND_MODEL, name="echo", version="1", sha256=bytes(32))
         return reply
 

@@ -39,12 +39,13 @@ class JoinSettings(Group):
 
 
 class TraceSettings(Group):
-    """Which decisions are traced. Those other than ALLOW, and those with errors, always are."""
+    """Which decisions are traced: those other than ALLOW, and those with errors, always."""
 
     # Share of the ALLOW decisions, 0 to 1.
     allow_share: float = Field(default=0.01, ge=0, le=1)
-    # A decision that took longer is always traced.
+    # A decision that took longer is traced too, up to so many a second: in a backlog every decision is slow.
     slow_seconds: Seconds = 2.0
+    slow_per_second: float = Field(default=2.0, ge=0)
 
 
 class AggregatorSettings(RoomSettings):

@@ -1,7 +1,8 @@
 """Decide, then trace: once a decision stands, its own span tree is emitted after the fact, with real times.
 
-Blocked, held, reviewed, erroneous and slow generations are always traced; of the rest a configured share, chosen by the
-decision's id, so that a replay chooses the same. The tree hangs below the trace context that came with the generation:
+Blocked, held, reviewed and erroneous generations are always traced; of the rest a configured share, chosen by the
+decision's id, so that a replay chooses the same, and some of the slow ones. The tree hangs below the trace context that
+came with the generation:
 
     decide <decisions topic>
     ├── join
@@ -10,6 +11,8 @@ decision's id, so that a replay chooses the same. The tree hangs below the trace
 """
 
 from __future__ import annotations
+
+import time
 
 from opentelemetry.trace import SpanKind
 
@@ -31,6 +34,7 @@ class AggregatorObserver(StreamObserver):
         super().__init__(room)
         self._names = names
         self._settings = settings
+        self._slow = _Allowance(settings.slow_per_second)
 
     def decided(self, decision: decision_pb2.Decision) -> None:
         """Count the decision, and trace it if it is to be."""
@@ -43,11 +47,13 @@ class AggregatorObserver(StreamObserver):
             self._trace(decision, outcome)
 
     def _chosen(self, decision: decision_pb2.Decision, seconds: float) -> bool:
-        if decision.outcome != decision_pb2.OUTCOME_ALLOW or seconds > self._settings.slow_seconds:
+        if decision.outcome != decision_pb2.OUTCOME_ALLOW:
             return True
         if any(has_error(joined.signal) for joined in decision.signals):
             return True
-        return int(decision.decision_id[:8], 16) < self._settings.allow_share * 0x1_0000_0000
+        if int(decision.decision_id[:8], 16) < self._settings.allow_share * 0x1_0000_0000:
+            return True
+        return seconds > self._settings.slow_seconds and self._slow.take()
 
     def _trace(self, decision: decision_pb2.Decision, outcome: str) -> None:
         incoming = telemetry.TraceContext.parse(decision.traceparent)
@@ -105,3 +111,21 @@ class AggregatorObserver(StreamObserver):
                 parent=stage,
                 attributes={metrics.RPC_SYSTEM: "grpc"},
             )
+
+
+class _Allowance:
+    """So many a second, and a second's worth at once."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._left = per_second
+        self._at = time.monotonic()
+
+    def take(self) -> bool:
+        now = time.monotonic()
+        self._left = min(self._per_second, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

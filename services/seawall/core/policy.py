@@ -180,7 +180,7 @@ class Policy:
                     outcome, rule_id = decision_pb2.OUTCOME_REVIEW, RULE_EXHAUSTED
             elif evidence.unscannable:
                 outcome, rule_id, reason = decision_pb2.OUTCOME_REVIEW, RULE_UNSCANNABLE, "UNSCANNABLE"
-        return Verdict(outcome, rule_id, reason, hits, errors, self._compare(evidence, signals))
+        return Verdict(outcome, rule_id, reason, hits, errors, self._compare(evidence))
 
     def judge_alone(self, generation: generation_pb2.Generation, signal: signal_pb2.Signal) -> Verdict | None:
         """What one late signal says by itself; None unless a rule takes it to REVIEW or above. It can only escalate."""
@@ -192,7 +192,7 @@ class Policy:
                 decisive = rule
         if decisive is None:
             return None
-        comparisons = self._compare(evidence, [signal])
+        comparisons = self._compare(evidence)
         return Verdict(decisive.outcome, decisive.rule_id, decisive.reason_code, hits, errors, comparisons)
 
     def _evaluate(
@@ -201,24 +201,18 @@ class Policy:
         activation = self._env.Activation({"generation": generation, "evidence": evidence, "threshold": self._values})
         hits, errors = [], []
         for rule in self.rules:
-            result = rule.expression.eval(activation)
-            # An expression that divides by zero or reads an absent key yields an ERROR value, not an exception.
-            if result.type() != cel.Type.BOOL:
-                errors.append(rule.rule_id)
-            elif result.plain_value():
+            held = rule.expression.eval(activation).plain_value()
+            if held is True:
                 hits.append(rule)
+            elif held is not False:
+                # An expression that divides by zero or reads an absent key yields an error's text, not an exception.
+                errors.append(rule.rule_id)
         return hits, errors
 
-    def _compare(
-        self, evidence: decision_pb2.Evidence, signals: Iterable[signal_pb2.Signal]
-    ) -> list[decision_pb2.Comparison]:
-        measured = {
-            f"{signal.stage}.{label.label}"
-            for signal in signals
-            for item in signal.items
-            if item.status == signal_pb2.ITEM_STATUS_OK
-            for label in item.labels
-        }
+    def _compare(self, evidence: decision_pb2.Evidence) -> list[decision_pb2.Comparison]:
+        measured: set[str] = set()
+        for item in evidence.items:
+            measured.update(f"{item.stage}.{label}" for label in item.score)
         comparisons = []
         for name, label, value in self.thresholds:
             if label in measured:

@@ -34,6 +34,8 @@ ROOMS = (*STAGES, *RELAYS, "aggregator")
 #: Name of the broker among the rooms.
 KAFKA = "kafka"
 
+#: Of each topic. One process reads them all here, and every fetch names every partition: more would only cost.
+PARTITIONS = 2
 SERVICES_SECONDS = 120.0
 READERS_SECONDS = 60.0
 #: Linux allows 107 bytes in the path of a Unix socket.
@@ -117,7 +119,7 @@ class Mesh:
                 report(Status(KAFKA, State.READY, kafka.pid, 0, ""))
                 keeper = asyncio.create_task(_keep_kafka(kafka, report), name="keep-kafka")
                 shared["SEAWALL_KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap_servers
-                await topics.apply(mesh.broker(), mesh.kafka_settings)
+                await topics.apply(mesh.broker(), mesh.kafka_settings, topics.TopicSettings(partitions=PARTITIONS))
                 await supervisor.ready(STAGES, timeout=SERVICES_SECONDS)
                 readers = [_relay(home, stage, sockets, shared) for stage in STAGES]
                 supervisor.start([*readers, _aggregator(home, shared)])

@@ -267,7 +267,7 @@ class Engine:
             left = generation.deadline_time.seconds + generation.deadline_time.nanos / _NANOS - received / _NANOS
             budget_end = min(budget_end, self._monotonic() + left)
         self._in_flight += 1
-        work = Work(record, tracker, generation, items, received, budget_end)
+        work = Work(record, tracker, generation, items, received, budget_end, 0)
         if items:
             self._pending.append(work)
         elif self._stage.name in generation.required_stages:

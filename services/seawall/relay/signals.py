@@ -205,4 +205,7 @@ def _varint(number: int) -> bytes:
 
 def trace_headers(record: Record) -> Sequence[tuple[str, bytes]]:
     """The record's trace context, to be set on what follows from it; nothing else is forwarded."""
+    headers = record.headers
+    if not headers or (len(headers) == 1 and headers[0][0] == "traceparent"):
+        return headers
     return [header for header in record.headers if header[0] == "traceparent" or header[0] == "tracestate"]

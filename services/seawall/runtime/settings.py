@@ -110,7 +110,7 @@ class KafkaSettings(Group):
     # A fetch returns when fetch_min_bytes are there or fetch_max_wait_ms have passed. A partition that is not part of
     # the fetch on its way (it was full or held back) waits for that one's end, so this also bounds a stall.
     fetch_min_bytes: ByteCount = 1
-    fetch_max_wait_ms: Milliseconds = 100
+    fetch_max_wait_ms: Milliseconds = 250
     # Upper bounds of a fetch, in all and per partition: they bound the consumer's memory.
     fetch_max_bytes: ByteCount = 16 * 1024 * 1024
     max_partition_fetch_bytes: ByteCount = 1024 * 1024
