@@ -401,6 +401,31 @@ async def test_an_error_in_a_listener_comes_out_of_the_next_poll(backend: Backen
                     await consumer.poll(max_records=1, timeout=0.1)
 
 
+async def test_no_record_comes_before_its_partition_is_taken_over(backend: Backend) -> None:
+    """Whoever takes a partition over reads its state back first; a record that came earlier would find none."""
+    released = asyncio.Event()
+
+    class Slow(Listener):
+        async def on_assigned(self, assigned: Collection[TopicPartition]) -> None:
+            await super().on_assigned(assigned)
+            await released.wait()
+
+    topic = await backend.topic()
+    await backend.write(*(output(topic, b"%d" % number) for number in range(10)))
+    listener = Slow()
+    consumer = backend.broker.consumer(unique("group"), [topic], listener=listener)
+    starting = asyncio.create_task(consumer.start())
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await listener.told.wait()
+        # The records are there and their partition is ours: time enough for a fetch.
+        for _ in range(5):
+            assert not await consumer.poll(max_records=10, timeout=0.3)
+        released.set()
+        await starting
+        assert values(await collect(consumer, 10)) == [b"%d" % number for number in range(10)]
+        await consumer.stop()
+
+
 async def test_topics_are_created_once_and_described(backend: Backend) -> None:
     topic, absent = await backend.topic(partitions=3, config={"cleanup.policy": "compact"}), unique("absent")
     admin = backend.broker.admin()

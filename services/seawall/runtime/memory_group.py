@@ -232,6 +232,8 @@ class InMemoryConsumer:
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
         """Called by the group: go on with these, from the committed offsets."""
         committed = self._need_group("be assigned partitions").committed
+        # Nothing is read before the listener is done: it may be reading the partitions' state back.
+        self._rebalancing = True
         self.owned = partitions
         self._positions = {partition: committed.get(partition, 0) for partition in partitions}
         if self.alive and self._listener is not None:

@@ -1,7 +1,8 @@
 """A group member, or a reader of whole topics, with aiokafka.
 
-Three of aiokafka's habits are mended here. A paused partition loses what was prefetched for it; so a pause is kept in
-this class, and held-back partitions are merely not asked for. Errors in a rebalance listener are only logged; so they
+Four of aiokafka's habits are mended here. A paused partition loses what was prefetched for it; so a pause is kept in
+this class, and held-back partitions are merely not asked for. Records of a partition are handed out while its listener
+is still taking it over; so it is paused in aiokafka until then. Errors in a rebalance listener are only logged; so they
 are kept, and the next poll raises them. A broker that is away is retried in silence; so the time since the last answer
 to a fetch is watched.
 """
@@ -264,10 +265,19 @@ class KafkaConsumer:
     async def _assigned(self, assigned: Collection[KafkaTopicPartition]) -> None:
         try:
             if self._listener is not None:
+                # Fetching has begun. Paused in aiokafka itself, nothing is handed out before the listener is done: it
+                # may be reading the partitions' state back, and a record that came earlier would find none.
+                self._started().pause(*assigned)
                 await self._guard(self._listener.on_assigned([TopicPartition(*partition) for partition in assigned]))
+                if self._failure is None:
+                    self._go_on(assigned)
         finally:
             self._rebalancing = False
             self._heard()
+
+    def _go_on(self, assigned: Collection[KafkaTopicPartition]) -> None:
+        still_ours = self._started().assignment()
+        self._started().resume(*(partition for partition in assigned if partition in still_ours))
 
     async def _guard(self, call: Awaitable[None]) -> None:
         try:
