@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.clock import ManualClock
+from seawall.core.errors import Retryable
+from seawall.runtime.broker import Consumer
 from tests.support.records import CLASSIFICATION, HASHING, PROMPT, deadline, generation, signal
 from tests.support.stream import NAMES, Seen, Stream
 
@@ -260,3 +263,28 @@ async def test_another_policy_decides_again_under_its_own_id(stream: Stream, tmp
     first, second = stream.decisions()
     assert first.decision_id != second.decision_id
     assert first.policy_digest != second.policy_digest
+
+
+async def test_a_broker_that_goes_away_during_a_take_over_is_waited_for(stream: Stream) -> None:
+    # F07: it must not be stuck, and must not begin without the decisions that are there.
+    g = generation()
+    await stream.send(g)
+    await stream.send_join(signal(g, PROMPT, offset=0))
+    async with stream.aggregator(Seen()):
+        await stream.committed("aggregator", NAMES.generations, 1)
+    await stream.send(g, generation("g-2"))
+    await stream.send_join(signal(g, PROMPT, offset=1), signal(generation("g-2"), PROMPT, offset=2))
+    reads = stream.broker.reader
+    failing = [Retryable("BROKER_UNAVAILABLE", "for a moment")]
+
+    def reader(topics: Sequence[str], *, from_end: bool = False) -> Consumer:
+        if failing:
+            raise failing.pop()
+        return reads(topics, from_end=from_end)
+
+    stream.broker.reader = reader  # type: ignore[assignment,method-assign]
+    seen = Seen()
+    async with stream.aggregator(seen):
+        await seen.until(lambda: bool(seen.decisions))
+    assert seen.named("take_over_failed") == [{"reason": "BROKER_UNAVAILABLE"}]
+    assert [decision.generation_id for decision in stream.decisions()] == [g.generation_id, "g-2"]

@@ -211,10 +211,13 @@ class Engine:
                 await self._consumer.poll(max_records=1, timeout=0)
             except Retryable as error:
                 self._observer.event("poll_failed", reason=error.reason)
-            try:
-                await asyncio.wait_for(self._stopping.wait(), timeout=10.0)
-            except TimeoutError:
-                continue
+            await self._pause(10.0)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), timeout=seconds)
+        except TimeoutError:
+            return
 
     def _halt(self, error: SeawallError) -> None:
         if self._fatal is None:
@@ -499,6 +502,18 @@ class Engine:
                 f"{self._generations} and {self._signals} were assigned unequally: their partition counts must be "
                 "equal; run `seawall topics check`",
             )
+        while not self._stopping.is_set():
+            try:
+                self._partitions.update(await self._take_over(numbers))
+                return
+            except Retryable as error:
+                # Nothing is read until this returns, and nothing could be: it is the broker that does not answer.
+                self._observer.ready(False)
+                self._observer.event("take_over_failed", reason=error.reason)
+                await self._pause(1.0)
+
+    async def _take_over(self, numbers: Collection[int]) -> dict[int, _Partition]:
+        taken = {}
         for number in numbers:
             generations = await self._consumer.committed(TopicPartition(self._generations, number))
             signals = await self._consumer.committed(TopicPartition(self._signals, number))
@@ -508,11 +523,11 @@ class Engine:
                 next_signal=signals or 0,
                 remember=self._settings.remember,
             )
-            state = _Partition(number, join, committed=(generations or 0, signals or 0))
-            self._partitions[number] = state
+            taken[number] = _Partition(number, join, committed=(generations or 0, signals or 0))
         if numbers and self._settings.recall:
-            joins = {number: self._partitions[number].join for number in numbers}
+            joins = {number: state.join for number, state in taken.items()}
             await recall_decisions(self._broker, self._decisions, joins, self._settings.recall)
+        return taken
 
 
 def _position(record: Record) -> Position:
