@@ -26,7 +26,7 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.perceptual_hashing.v1 import perceptual_hashing_pb2
 from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.core.errors import Retryable
-from seawall.local import demo_bank
+from seawall.local import demo_bank, photographs
 from seawall.local.mesh import KAFKA, Mesh
 from seawall.runtime.broker import Output
 from seawall.runtime.content import ContentStore
@@ -90,18 +90,15 @@ class _Source:
     """Makes generations: a prompt of 200 characters and a 512² JPEG, crops of ordinary photographs, all different."""
 
     def __init__(self, home: Path) -> None:
-        from PIL import Image
-        from skimage import data
-
         self._random = random.Random(1)
         self._sealer = Sealer.from_settings(SealingSettings(keyset=home / "keys" / "sealing.json"))
         self._numbers = itertools.count()
         store = ContentStore(ContentSettings(allowed_prefixes=[(home / "content").as_uri() + "/"]))
-        photographs = [Image.fromarray(make()).convert("RGB") for make in (data.astronaut, data.coffee, data.chelsea)]
+        pictures = [photographs.picture(name) for name in ("astronaut", "coffee", "chelsea")]
         self._contents = []
         sizes = []
         for number in range(PICTURES):
-            picture = photographs[number % len(photographs)]
+            picture = pictures[number % len(pictures)]
             side = self._random.randint(min(picture.size) // 2, min(picture.size))
             left, top = (self._random.randint(0, edge - side) for edge in picture.size)
             body = io.BytesIO()
