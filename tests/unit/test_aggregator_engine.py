@@ -16,7 +16,7 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.clock import ManualClock
 from seawall.core.errors import Retryable
-from seawall.runtime.broker import Consumer
+from seawall.runtime.broker import Consumer, Output
 from tests.support.records import CLASSIFICATION, HASHING, PROMPT, deadline, generation, signal
 from tests.support.stream import NAMES, Seen, Stream
 
@@ -288,3 +288,32 @@ async def test_a_broker_that_goes_away_during_a_take_over_is_waited_for(stream: 
         await seen.until(lambda: bool(seen.decisions))
     assert seen.named("take_over_failed") == [{"reason": "BROKER_UNAVAILABLE"}]
     assert [decision.generation_id for decision in stream.decisions()] == [g.generation_id, "g-2"]
+
+
+async def test_an_aggregator_is_not_ready_while_a_refused_produce_is_tried_again(stream: Stream) -> None:
+    seen = Seen()
+    trying, release = asyncio.Event(), asyncio.Event()
+    async with stream.aggregator(seen) as aggregator:
+        await seen.until(lambda: seen.is_ready)
+        send = aggregator._producer.send
+        tries = 0
+
+        async def slow(outputs: Sequence[Output]) -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise Retryable("BROKER_UNAVAILABLE", "told to fail")
+            trying.set()
+            await release.wait()
+            await send(outputs)
+
+        aggregator._producer.send = slow  # type: ignore[method-assign]
+        await stream.send(generation())
+        await stream.send_join(signal(generation(), PROMPT, offset=0))
+        await trying.wait()
+        # The engine turns meanwhile, and would say that it is ready.
+        aggregator._tell_ready()
+        assert not seen.is_ready
+        release.set()
+        await stream.committed("aggregator", NAMES.generations, 1)
+        await seen.until(lambda: seen.is_ready)

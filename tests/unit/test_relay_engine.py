@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Poison, Retryable
 from seawall.relay.dead_letters import Fuse
+from seawall.runtime.broker import Output
 from seawall.runtime.telemetry import TraceContext
 from tests.support.records import generation
 from tests.support.stream import NAMES, Reply, Request, Seen, Stream, answer
@@ -293,3 +295,31 @@ async def test_a_restart_repeats_what_was_not_committed(stream: Stream) -> None:
     async with stream.relay(Service(), Seen()):
         await stream.written(NAMES.signals, 6)
     assert {signal.generation_id for signal in stream.signals()} == {*(f"g-{n}" for n in range(5)), "later"}
+
+
+async def test_a_relay_is_not_ready_while_a_refused_produce_is_tried_again(stream: Stream) -> None:
+    seen = Seen()
+    trying, release = asyncio.Event(), asyncio.Event()
+    async with stream.relay(Service(), seen) as relay:
+        await seen.until(lambda: seen.is_ready)
+        send = relay._producer.send
+        tries = 0
+
+        async def slow(outputs: Sequence[Output]) -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise Retryable("BROKER_UNAVAILABLE", "told to fail")
+            trying.set()
+            await release.wait()
+            await send(outputs)
+
+        relay._producer.send = slow  # type: ignore[method-assign]
+        await stream.send(generation("g"))
+        await trying.wait()
+        # The engine turns meanwhile, and would say that it is ready.
+        relay._tell_ready()
+        assert not seen.is_ready
+        release.set()
+        await stream.committed("prompt_scoring", NAMES.generations, 1)
+        await seen.until(lambda: seen.is_ready)

@@ -415,22 +415,25 @@ class Engine:
     async def _send(self, outbox: _Outbox) -> None:
         outputs: Sequence[Output] = outbox.outputs
         delay = 0.05
-        while outputs:
-            try:
-                await self._producer.send(outputs)
-                break
-            except RecordTooLarge as refused:
-                # The others are acknowledged. What is too large goes again without its explanation's detail.
-                outputs = [self._shorten(output) for output in refused.outputs]
-            except Retryable as error:
-                self._blocked += 1
-                self._tell_ready()
-                self._observer.event("produce_failed", reason=error.reason, records=len(outputs))
+        blocked = False
+        try:
+            while outputs:
                 try:
+                    await self._producer.send(outputs)
+                    break
+                except RecordTooLarge as refused:
+                    # The others are acknowledged. What is too large goes again without its explanation's detail.
+                    outputs = [self._shorten(output) for output in refused.outputs]
+                except Retryable as error:
+                    # Until it is acknowledged: the next try may take as long as the delivery deadline.
+                    self._blocked += not blocked
+                    blocked = True
+                    self._tell_ready()
+                    self._observer.event("produce_failed", reason=error.reason, records=len(outputs))
                     await asyncio.sleep(delay)
-                finally:
-                    self._blocked -= 1
-                delay = min(delay * 2, 2.0)
+                    delay = min(delay * 2, 2.0)
+        finally:
+            self._blocked -= blocked
         for settle in outbox.settle:
             settle()
         for decision in outbox.decisions:

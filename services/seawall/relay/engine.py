@@ -465,20 +465,22 @@ class Engine:
     async def _send(self, outputs: Sequence[Output]) -> None:
         """Send until the broker has acknowledged: while it is away nothing moves, and nothing is lost."""
         delay = self._settings.retry_seconds
-        while True:
-            try:
-                await self._producer.send(outputs)
-            except Retryable as error:
-                self._blocked += 1
-                self._tell_ready()
-                self._observer.event("produce_failed", reason=error.reason, records=len(outputs))
+        blocked = False
+        try:
+            while True:
                 try:
+                    await self._producer.send(outputs)
+                    return
+                except Retryable as error:
+                    # Until it is acknowledged: the next try may take as long as the delivery deadline.
+                    self._blocked += not blocked
+                    blocked = True
+                    self._tell_ready()
+                    self._observer.event("produce_failed", reason=error.reason, records=len(outputs))
                     await asyncio.sleep(delay)
-                finally:
-                    self._blocked -= 1
-                delay = min(delay * 2, self._settings.max_retry_seconds)
-            else:
-                return
+                    delay = min(delay * 2, self._settings.max_retry_seconds)
+        finally:
+            self._blocked -= blocked
 
     def _done(self, work: Work) -> None:
         work.tracker.done(work.record.offset)
