@@ -18,9 +18,16 @@ def ids(order: str, count: int, first: int = 0) -> list[str]:
     return [f"{order}:{number}" for number in range(first, first + count)]
 
 
-async def send(lane: Lane, generation_ids: Iterable[str], *, media: int = 0, **fields: Any) -> None:
-    """Send one generation for each id, acknowledged."""
-    await lane.send(*(lane.generation(one, media=media, **fields) for one in generation_ids))
+async def send(
+    lane: Lane, generation_ids: Iterable[str], *, media: int = 0, partition: int | None = None, **fields: Any
+) -> None:
+    """Send one generation for each id, acknowledged.
+
+    Args:
+        partition: all to one, so that they may ride in one batch.
+    """
+    made = (lane.generation(one, media=media, **fields) for one in generation_ids)
+    await lane.send(*made, partition=partition)
 
 
 def expected(generation_ids: Iterable[str], **outcomes: str) -> dict[str, str]:

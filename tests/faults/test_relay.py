@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal as signals
+from pathlib import Path
 
 import pytest
 
 from seawall.api.dead_letter.v1 import dead_letter_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.local.kafka import EmbeddedKafka
 from seawall.runtime import topics
 from seawall.runtime.topics import TopicSettings
 from tests.faults.sending import ERROR, expected, ids, measured_right, send, statuses
-from tests.support.mesh import Lane
+from tests.support.mesh import Lane, open_lane
 from tests.support.stages import AGGREGATOR, PICTURES, SERVICE, WORDS
 
 pytestmark = [pytest.mark.faults, pytest.mark.kafka, pytest.mark.timeout(300)]
@@ -62,6 +65,49 @@ async def test_a_relay_is_stopped_past_its_session_and_goes_on(lane: Lane) -> No
     await lane.finish()
     assert lane.ledger.outcomes(sent) == expected(sent)
     assert len(first.events("commit_refused")) <= 3
+
+
+async def test_relays_come_and_go_under_load(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    """F04: from one to four and back, then a restart: 0 lost, and no more done twice than was in flight."""
+    window = 16
+    small = {"ENGINE__BATCH_SIZE": "4", "ENGINE__MAX_IN_FLIGHT": str(window)}
+    async with open_lane(tmp_path, kafka.bootstrap_servers, partitions=4) as lane:
+        sent: list[str] = []
+
+        async def load() -> None:
+            more = ids("slow", 100, first=len(sent))
+            sent.extend(more)
+            await send(lane, more)
+
+        first = lane.start(WORDS, **small)
+        await lane.ready([lane.start(SERVICE), lane.start(AGGREGATOR), first])
+        await load()
+        others = [lane.start(WORDS, name=f"words-{number}", **small) for number in range(3)]
+        await lane.ready(others)
+        await load()
+        await asyncio.gather(*(room.stop() for room in others))
+        await load()
+        await first.stop()
+        await load()
+        await lane.ready([lane.start(WORDS, **small)])
+        await lane.finish()
+        assert lane.ledger.outcomes(sent) == expected(sent)
+        again = sum(len(lane.ledger.signals_of(one, WORDS)) - 1 for one in sent)
+        # Four members at most give up what they have, at each of the rebalances: three came, three went, one restarted.
+        assert again <= window * 4 * 7
+
+
+async def test_a_batch_slower_than_the_poll_interval(lane: Lane) -> None:
+    """F05: the relay is full and waits, but polls: it keeps its partitions, and nothing is done twice."""
+    full = {"ENGINE__MAX_IN_FLIGHT": "1", "ENGINE__BUDGET_SECONDS": "100"}
+    words = lane.start(WORDS, KAFKA__MAX_POLL_INTERVAL_MS="1000", RPC_CLIENT__TIMEOUT_SECONDS="60", **full)
+    await lane.ready([lane.start(SERVICE), lane.start(AGGREGATOR), words])
+    sent = [*ids("slower", 2), *ids("plain", 3)]
+    await send(lane, sent, partition=0)
+    await lane.finish()
+    assert lane.ledger.outcomes(sent) == expected(sent)
+    assert [len(lane.ledger.signals_of(one, WORDS)) for one in sent] == [1] * len(sent)
+    assert words.events("commit_refused") == []
 
 
 @pytest.mark.parametrize("media", [0, 2])

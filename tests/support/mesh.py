@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from seawall.api.generation.v1 import generation_pb2
 from seawall.core.errors import Retryable
@@ -317,6 +317,15 @@ class Lane:
         await admin.start()
         try:
             await admin.delete_topics([name])
+        finally:
+            await admin.close()
+
+    async def add_partitions(self, name: str, count: int) -> None:
+        """Give a topic more partitions, ``count`` in all, as an operator's mistake would."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.bootstrap_servers)
+        await admin.start()
+        try:
+            await admin.create_partitions({name: NewPartitions(count)})
         finally:
             await admin.close()
 

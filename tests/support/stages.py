@@ -93,9 +93,11 @@ class Obedient:
                 raise RuntimeError("this item is beyond the model")
             case "hang":
                 threading.Event().wait()
+            # The work itself: nothing waits for these sleeps but the batch they are part of.
             case "slow":
-                # The work itself: nothing waits for this sleep but the batch it is part of.
                 time.sleep(0.02)
+            case "slower":
+                time.sleep(2.5)
             case "die":
                 from tests.support.kill_switch import kill_once
 
