@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from seawall.aggregator import engine as aggregator_engine
@@ -66,6 +66,16 @@ def _relay_acknowledged() -> None:
     consumer.commit = _before(consumer.commit)
 
 
+def _relay_produced() -> None:
+    """The broker has the signals; this process does not know."""
+    _after_sending("signals.v1")
+
+
+def _relay_committed() -> None:
+    """Just committed: whatever is committed must be acknowledged by now."""
+    _after_commit(lambda: True)
+
+
 def _aggregator_read() -> None:
     """All is read that a decision needs; it is not decided."""
     module: Any = decide
@@ -98,16 +108,7 @@ def _aggregator_acknowledged() -> None:
 def _aggregator_committed() -> None:
     """Committed, with decisions among what was settled."""
     acknowledged = _note_acknowledged()
-    commit = KafkaConsumer.commit
-
-    async def killed(self: KafkaConsumer, offsets: dict[TopicPartition, int]) -> None:
-        due = bool(acknowledged)
-        await commit(self, offsets)
-        if due:
-            kill_once()
-
-    consumer: Any = KafkaConsumer
-    consumer.commit = killed
+    _after_commit(lambda: bool(acknowledged))
 
 
 def _aggregator_held() -> None:
@@ -128,7 +129,9 @@ def _aggregator_deadline() -> None:
 
 POINTS: dict[str, Callable[[], None]] = {
     "relay.scored": _relay_scored,
+    "relay.produced": _relay_produced,
     "relay.acknowledged": _relay_acknowledged,
+    "relay.committed": _relay_committed,
     "aggregator.read": _aggregator_read,
     "aggregator.decided": _aggregator_decided,
     "aggregator.produced": _aggregator_produced,
@@ -146,6 +149,19 @@ def _before(method: Any, condition: Callable[..., bool] = lambda *arguments: Tru
         return await method(self, *arguments, **options)
 
     return killed
+
+
+def _after_commit(due: Callable[[], bool]) -> None:
+    commit = KafkaConsumer.commit
+
+    async def killed(self: KafkaConsumer, offsets: Mapping[TopicPartition, int]) -> None:
+        was_due = due()
+        await commit(self, offsets)
+        if was_due:
+            kill_once()
+
+    consumer: Any = KafkaConsumer
+    consumer.commit = killed
 
 
 def _after_sending(topic: str) -> None:
