@@ -104,7 +104,7 @@ def test_items_are_those_of_the_examples_and_without_an_id(case: Case) -> None:
         assert [item.item_id for item in items] == list(example.statuses), example.name
         for item in items:
             assert isinstance(item.message, case.stage.request_type().items.add().__class__)
-            assert not item.message.id  # type: ignore[attr-defined]
+            assert not item.message.id
     promised = {status for example in case.examples for status in example.statuses.values()}
     assert promised >= {OK, signal_pb2.ITEM_STATUS_UNSCANNABLE, signal_pb2.ITEM_STATUS_ERROR}
 
@@ -245,7 +245,7 @@ async def test_sigterm_answers_what_is_in_flight_and_no_content_was_logged(case:
         log = service.stderr.read_bytes()
     lines = [json.loads(line) for line in log.splitlines()]
     events = [line["event"] for line in lines]
-    # The log tells of the drain, of the items that failed and of the refused batch, so there was occasion to quote them.
+    # The log tells of the drain, of failed items and of the refused batch: there was occasion to quote them.
     assert {"serving", "item failed", "batch refused", "draining", "stopped"} <= set(events)
     assert next(line for line in lines if line["event"] == "draining")["batches"] == 1
     assert case.secrets

@@ -189,6 +189,21 @@ async def test_undecodable_records(lane: Lane) -> None:
             assert lane.sealer.open_bytes(letter.key_id, letter.sealed_value, associated) == (value or b"")
 
 
+async def test_a_generation_that_would_not_fit_again(lane: Lane) -> None:
+    """F09: it came compressed, and would be too large when it is scanned again: set aside, and nothing stops."""
+    lane.policy(max_attempts=2)
+    rooms = await lane.start_all()
+    large, sent = "raise:large", ids("plain", 10)
+    await send(lane, sent[:5], partition=0)
+    await send(lane, [large], tenant_id="t" * 5_000_000, partition=0)
+    await send(lane, sent[5:], partition=0)
+    await lane.finish()
+    assert lane.ledger.outcomes([large, *sent]) == {large: "HOLD", **expected(sent)}
+    (decision,) = lane.ledger.decisions_of(large)
+    assert (decision.rule_id, decision.reason_code) == ("engine/malformed-record", "TOO_LARGE")
+    assert not any(room.events("halted") for room in rooms.values())
+
+
 async def test_dead_letters_cannot_be_written(lane: Lane) -> None:
     """F11: the offset does not move, the room is not ready, and goes on by itself once the topic is back."""
     rooms = await lane.start_all()

@@ -138,7 +138,9 @@ class Lane:
         self.partitions = partitions
         prefix = f"{uuid4().hex[:8]}."
         self.names = TopicNames(prefix)
-        self.settings = client_settings(bootstrap_servers).model_copy(update={"topic_prefix": prefix})
+        # A platform's client is not ours: it may send what compresses to the topic's limit.
+        update = {"topic_prefix": prefix, "max_request_bytes": 16 * 1024 * 1024}
+        self.settings = client_settings(bootstrap_servers).model_copy(update=update)
         self.broker = KafkaBroker(self.settings)
         self.ledger = Ledger(self.names)
         self.sealer = Sealer.load_or_create(home / "keys" / "sealing.json")

@@ -141,6 +141,23 @@ async def test_one_item_that_kills_the_service_is_left_alone(stream: Stream) -> 
     assert set(said.values()) == {(OK, "")}
 
 
+async def test_an_overloaded_service_is_asked_until_the_budget_is_spent(stream: Stream) -> None:
+    # F19: giving up makes a HOLD and another attempt, which is more load on a service that has too much.
+    refusals = 20
+
+    def busy(request: Request) -> Reply:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise Retryable("RESOURCE_EXHAUSTED", "16 batches are in progress: try again later")
+        return answer(request)
+
+    await stream.send(generation("g"))
+    async with stream.relay(Service(busy), Seen(), max_attempts=3):
+        await stream.written(NAMES.signals, 1)
+    assert statuses(stream) == {"g": (OK, "")}
+
+
 async def test_a_refused_request_is_halved_and_the_culprit_diverted(stream: Stream) -> None:
     def behave(request: Request) -> Reply:
         if any(item.generation_id == "bad" for item in request.items):

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seawall.core.errors import Fatal
-from seawall.local import demo_bank
 from seawall.local.kafka import EmbeddedKafka
 from seawall.local.supervisor import BACK_OFF_SECONDS, RoomSpec, State, Status, Supervisor, launcher
 from seawall.runtime import topics
@@ -111,6 +110,9 @@ class Mesh:
             shared = {"SEAWALL_HOME": str(home), **(environment or {})}
             keeper: asyncio.Task[None] | None = None
             try:
+                # Here, because commands that only look for a running mesh need no imaging library.
+                from seawall.local import demo_bank
+
                 await asyncio.to_thread(demo_bank.ensure_some, home / "banks")
                 # Services load their models while the broker starts: neither needs the other.
                 supervisor.start([_service(home, stage, sockets, shared) for stage in STAGES])
