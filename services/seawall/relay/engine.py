@@ -361,7 +361,8 @@ class Engine:
                 if isinstance(error, Poison):
                     await self._divert_scored(batch[0], error)
                     return
-                if batch[0].attempts >= settings.max_attempts:
+                # An overloaded service has not even looked at it; to give up would only make another attempt, and load.
+                if batch[0].attempts >= settings.max_attempts and error.reason != "RESOURCE_EXHAUSTED":
                     await self._give_up(batch, error.reason)
                     return
             elif isinstance(error, Poison) or (failures >= 2 and error.reason != "RESOURCE_EXHAUSTED"):
