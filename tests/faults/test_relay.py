@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal as signals
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -150,8 +151,8 @@ BAD: dict[str, tuple[bytes | None, str]] = {
         "NOTHING_TO_SCAN",
     ),
     # Larger than a dead letter may be, but not once it is compressed.
-    "bad:compressible": (b"\xff" * 1_900_000, "UNDECODABLE"),
-    "bad:omitted": (b"\xff" * 3_000_000, "UNDECODABLE"),
+    "bad:compressible": (b"\xff" * 1_900_000, "TOO_LARGE"),
+    "bad:omitted": (b"\xff" * 3_000_000, "TOO_LARGE"),
 }
 
 
@@ -195,13 +196,44 @@ async def test_a_generation_that_would_not_fit_again(lane: Lane) -> None:
     rooms = await lane.start_all()
     large, sent = "raise:large", ids("plain", 10)
     await send(lane, sent[:5], partition=0)
-    await send(lane, [large], tenant_id="t" * 5_000_000, partition=0)
+    value = lane.generation(large, tenant_id="t" * 5_000_000).SerializeToString()
+    await lane.send_by_another_client(large, value)
     await send(lane, sent[5:], partition=0)
     await lane.finish()
     assert lane.ledger.outcomes([large, *sent]) == {large: "HOLD", **expected(sent)}
     (decision,) = lane.ledger.decisions_of(large)
     assert (decision.rule_id, decision.reason_code) == ("engine/malformed-record", "TOO_LARGE")
     assert not any(room.events("halted") for room in rooms.values())
+
+
+async def test_records_with_a_hostile_envelope(lane: Lane) -> None:
+    """F10: keys and headers may hold anything, too. What is usable is decided, and nothing stops."""
+    rooms = await lane.start_all()
+    good, long = ("traceparent", b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01"), b"0" * 5_000_000
+    null = ("traceparent", None)
+    usable: dict[str, Sequence[tuple[str, bytes | None]]] = {
+        "plain:good": [good, ("other", long)],
+        "plain:long": [("traceparent", long)],
+        "plain:state": [good, ("tracestate", long)],
+        "plain:null": [null],
+        "plain:two": [null, good, ("tracestate", None)],
+        "plain:bytes": [("traceparent", b"\xff\xfe")],
+    }
+    for one, headers in usable.items():
+        value = lane.generation(one, media=1).SerializeToString()
+        await lane.send_by_another_client(one, value, headers=headers)
+    await lane.send_by_another_client("plain:key", lane.generation("plain:key").SerializeToString(), key=long)
+    await lane.send_by_another_client("bad:header", b"\xff", headers=[("traceparent", long), ("tracestate", None)])
+    # A key that cannot be an id: the record is known by where it stands.
+    at = f"undecodable:{lane.names.generations}:0:{len(usable) + 2}"
+    await lane.send_by_another_client(at, b"\xff", key=long)
+    await send(lane, ["plain:after"], partition=0)
+    await lane.finish()
+    sent = [*usable, "plain:key", "bad:header", at, "plain:after"]
+    assert lane.ledger.outcomes(sent) == {**expected(sent, bad="HOLD"), at: "HOLD"}
+    traced = {one.generation_id: one.traceparent for one in lane.ledger.decisions if one.traceparent}
+    assert traced == dict.fromkeys(("plain:good", "plain:state", "plain:two"), good[1].decode())
+    assert not any(room.events("halted") or room.deaths for room in rooms.values())
 
 
 async def test_dead_letters_cannot_be_written(lane: Lane) -> None:

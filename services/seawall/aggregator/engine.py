@@ -36,6 +36,7 @@ from seawall.core.join import Completed, Event, Join, LateSignal, OpenGeneration
 from seawall.core.policy import Policy
 from seawall.core.validate import generation_id_of, parse_generation
 from seawall.relay.dead_letters import DeadLetters, Fuse
+from seawall.relay.signals import trace_headers
 from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, TopicPartition
 
 _NANOS = 1_000_000_000
@@ -538,7 +539,7 @@ def _position(record: Record) -> Position:
 
 
 def _traceparent(record: Record) -> str:
-    for key, value in record.headers:
+    for key, value in trace_headers(record):
         if key == "traceparent":
             # A header is a sender's word: what is not ASCII is no trace context.
             return value.decode("ascii", "ignore")

@@ -14,6 +14,9 @@ _MEDIA_NEXUS = frozenset(
 )
 #: Media items of one generation; a larger set belongs in several records of one conversation.
 MAX_MEDIA_ITEMS = 64
+#: A record may come compressed and yet be larger than what follows from it may be: the same generation as its next
+#: attempt, and a decision that repeats its ids. Below the topic's max.message.bytes, with room for what is added.
+MAX_GENERATION_BYTES = 1024 * 1024 - 16 * 1024
 
 
 def parse_generation(value: bytes | None) -> generation_pb2.Generation:
@@ -24,6 +27,12 @@ def parse_generation(value: bytes | None) -> generation_pb2.Generation:
     """
     if not value:
         raise Poison("UNDECODABLE", "the record has no value: send a seawall.api.generation.v1.Generation")
+    if len(value) > MAX_GENERATION_BYTES:
+        raise Poison(
+            "TOO_LARGE",
+            f"the value has {len(value)} bytes, at most {MAX_GENERATION_BYTES}: put media in the content store, and "
+            "text of that length is no prompt",
+        )
     try:
         generation = generation_pb2.Generation.FromString(value)
     except DecodeError as error:

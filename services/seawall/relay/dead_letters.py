@@ -7,15 +7,18 @@ from setting *everything* aside: when most of the recent records would be divert
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 
 from seawall.api.dead_letter.v1 import dead_letter_pb2
 from seawall.api.generation.v1 import generation_pb2
 from seawall.core import identity
 from seawall.core.clock import Clock
 from seawall.core.errors import Fatal, Poison, SeawallError
+from seawall.relay.signals import trace_headers
 from seawall.runtime.broker import Output, Record
 from seawall.runtime.sealing import Sealer
+
+#: Keys that are longer are left out of a dead letter.
+MAX_KEY_BYTES = 1024
 
 
 class DeadLetters:
@@ -38,6 +41,8 @@ class DeadLetters:
     def output(self, record: Record, error: SeawallError) -> Output:
         """The record of dead_letters.v1 for ``record``, which failed with ``error``."""
         value = record.value or b""
+        # No id of ours is so long, and the letter must not be too large to be written: the coordinates lead to it.
+        key = record.key if record.key is None or len(record.key) <= MAX_KEY_BYTES else None
         letter = dead_letter_pb2.DeadLetter(
             dead_letter_id=identity.dead_letter_id(self._room, record.topic, record.partition, record.offset),
             room=self._room,
@@ -50,8 +55,8 @@ class DeadLetters:
             source=generation_pb2.RecordCoordinates(
                 topic=record.topic, partition=record.partition, offset=record.offset
             ),
-            key=record.key or b"",
-            headers=_headers(record),
+            key=key or b"",
+            headers=dict(trace_headers(record)),
             create_unix_nano=self._clock.now_nanos(),
             original_size_bytes=len(value),
         )
@@ -61,12 +66,7 @@ class DeadLetters:
             associated = f"{record.topic}/{record.partition}/{record.offset}"
             letter.key_id, letter.sealed_value = self._sealer.seal_bytes(value, associated)
         headers = [(key, value) for key, value in letter.headers.items()]
-        return Output(self._topic, None, record.key, letter.SerializeToString(deterministic=True), headers)
-
-
-def _headers(record: Record) -> Mapping[str, bytes]:
-    # Only the trace context is ours; a platform's own headers may hold anything, so they stay with the original.
-    return {key: value for key, value in record.headers if key in ("traceparent", "tracestate")}
+        return Output(self._topic, None, key, letter.SerializeToString(deterministic=True), headers)
 
 
 class Fuse:

@@ -48,6 +48,10 @@ _OWN = b"".join(
     )
 )
 
+_TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
+#: What W3C has everyone pass on of a tracestate; a traceparent has 55.
+MAX_TRACE_BYTES = 512
+
 #: Reason of an item the service did not answer, or answered with something that is not a number.
 NO_REPLY = "NO_REPLY"
 BAD_SCORE = "BAD_SCORE"
@@ -204,8 +208,12 @@ def _varint(number: int) -> bytes:
 
 
 def trace_headers(record: Record) -> Sequence[tuple[str, bytes]]:
-    """The record's trace context, to be set on what follows from it; nothing else is forwarded."""
+    """The record's trace context, to be set on what follows from it; nothing else is forwarded.
+
+    Nor what is no trace context by its length: what follows from a record must not be too large because of a header.
+    """
     headers = record.headers
-    if not headers or (len(headers) == 1 and headers[0][0] == "traceparent"):
+    # A header's value may be null, whatever aiokafka's types say.
+    if not headers or (len(headers) == 1 and headers[0][0] == "traceparent" and 0 < len(headers[0][1] or ()) <= 55):
         return headers
-    return [header for header in record.headers if header[0] == "traceparent" or header[0] == "tracestate"]
+    return [header for header in headers if header[0] in _TRACE_HEADERS and 0 < len(header[1] or ()) <= MAX_TRACE_BYTES]
