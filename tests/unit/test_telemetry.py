@@ -221,9 +221,10 @@ def test_an_outage_is_logged_once_without_what_the_exporter_said(capsys: pytest.
         with batch_span("x", SpanKind.SERVER):
             pass
     telemetry.shutdown(timeout=30)
-    lines = capsys.readouterr().err
-    assert lines.count("spans cannot be exported") == 1
-    assert "the text" not in lines
+    output = capsys.readouterr().err
+    # By name: the thread of another test's collector may still be saying its own last word.
+    assert len([line for line in output.splitlines() if "spans cannot be exported" in line and "Broken" in line]) == 1
+    assert "the text" not in output
 
 
 def test_the_spans_file_is_json_lines_and_bounded(tmp_path: Path) -> None:
