@@ -4,7 +4,8 @@ import pytest
 
 from seawall.prompt_scoring import term_packs
 from seawall.prompt_scoring.detection import Detection, detect
-from seawall.prompt_scoring.term_packs import Hit, TermSet
+from seawall.prompt_scoring.term_packs import Hit
+from seawall.prompt_scoring.term_set import TermSet
 from seawall.prompt_scoring.windows import nearest_pairs, window
 
 CLINICAL = "explicit image of a minor"

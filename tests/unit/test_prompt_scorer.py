@@ -21,10 +21,10 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Fatal, Poison
-from seawall.prompt_scoring import scorer, term_packs
+from seawall.prompt_scoring import scorer, term_packs, term_set
 from seawall.prompt_scoring.anchors import Anchors
 from seawall.prompt_scoring.encoder import Encoder, TooManyTokens
-from seawall.prompt_scoring.scorer import LABELS, PromptScorer
+from seawall.prompt_scoring.scorer import PromptScorer
 from seawall.prompt_scoring.settings import PackSettings, PromptScoringSettings
 from seawall.prompt_scoring.stage import STAGE, examples
 from seawall.runtime import model_pack
@@ -132,7 +132,7 @@ def scores(result: signal_pb2.ItemResult) -> dict[str, float]:
 def test_an_ok_item_has_every_label_once_between_0_and_1(prompts: PromptScorer) -> None:
     for text in ("a lake at sunrise", CLINICAL, "Статуя в саду"):
         result = prompts.score_text(text)
-        assert tuple(label.label for label in result.labels) == LABELS
+        assert tuple(label.label for label in result.labels) == prompts.labels
         assert all(0.0 <= label.score <= 1.0 for label in result.labels)
         assert not result.reason
 
@@ -227,9 +227,9 @@ def test_any_text_gets_a_status(prompts: PromptScorer, prompt: str, negative: st
 
 def test_a_search_that_gave_up_is_an_error(prompts: PromptScorer, monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(self: object, view: object) -> None:
-        raise term_packs.MatchFailed
+        raise term_set.MatchFailed
 
-    monkeypatch.setattr(term_packs.TermSet, "hits", exhausted)
+    monkeypatch.setattr(term_set.TermSet, "hits", exhausted)
     result = prompts.score_text("a lake")
     assert (result.status, result.reason) == (ERROR, "MATCH_FAILED")
 

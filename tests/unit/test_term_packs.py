@@ -9,7 +9,7 @@ import yaml
 from seawall.core.errors import Fatal
 from seawall.prompt_scoring import term_packs
 from seawall.prompt_scoring.normalise import View, views
-from seawall.prompt_scoring.term_packs import MatchFailed, TermSet
+from seawall.prompt_scoring.term_set import MatchFailed, TermSet
 
 
 def make_pack(folder: Path, files: dict[str, object], **card: object) -> Path:
@@ -135,7 +135,7 @@ def test_a_pattern_that_does_not_compile_is_named_by_number(
     tmp_path: Path, pattern: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     loaded = term_packs.stamp(make_pack(tmp_path / "demo", terms("coercion", "fine", pattern)))
-    with pytest.raises(Fatal, match="BAD_TERM_PACK: demo: coercion: terms 2") as caught:
+    with pytest.raises(Fatal, match=r"BAD_TERM_PACK: demo/coercion\.yaml line 5") as caught:
         TermSet([loaded])
     assert "secretword" not in str(caught.value)
     assert "secretword" not in "".join(capfd.readouterr())

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from seawall.prompt_scoring.normalise import View, views
-from seawall.prompt_scoring.term_packs import Concept, Hit, TermSet, by_concept
+from seawall.prompt_scoring.term_packs import Concept, Hit
+from seawall.prompt_scoring.term_set import TermSet, by_concept
 from seawall.prompt_scoring.windows import nearest_pairs, window
 
 #: Words between the two concepts → detect grade. Beyond the last, and across views, DISTANT.
@@ -49,7 +50,7 @@ def detect(prompt: str, negative_prompt: str, terms: TermSet, *, around: int, ma
         max_pairs: windows per view.
 
     Raises:
-        normalise.Expands: the text grows too much. term_packs.MatchFailed: the pattern engine gave up.
+        normalise.Expands: the text grows too much. term_set.MatchFailed: the pattern engine gave up.
     """
     found = Detection()
     seen: set[str] = set()

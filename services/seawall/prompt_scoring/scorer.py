@@ -23,17 +23,17 @@ import hashlib
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
-from seawall.prompt_scoring import normalise, term_packs
-from seawall.prompt_scoring.anchors import Anchors
+from seawall.prompt_scoring import normalise, term_packs, term_set
 from seawall.prompt_scoring.detection import Detection, detect
-from seawall.prompt_scoring.encoder import Encoder, TooManyTokens
+from seawall.prompt_scoring.semantic import SemanticScorer
 from seawall.prompt_scoring.settings import PromptScoringSettings
+from seawall.prompt_scoring.text_scorer import Reading, TextScorer, Unscannable
 from seawall.runtime import model_pack
 from seawall.runtime.sealing import Sealer
 
@@ -45,14 +45,8 @@ CONCEPT_LABELS: tuple[term_packs.Concept, ...] = (
     "coercion",
     "benign_context",
 )
-LABELS = (
-    *CONCEPT_LABELS,
-    "evasion",
-    "minor_sexual",
-    "minor_sexual_semantic",
-    "minor_sexual_paraphrase",
-    "outside_model_languages",
-)
+#: What terms alone give; the text scorers' labels follow.
+TERM_LABELS = (*CONCEPT_LABELS, "evasion", "minor_sexual")
 #: What AES-GCM and Tink's prefix add to a text.
 _SEALING_BYTES = 64
 #: Scores beyond the fourth decimal differ between CPUs.
@@ -74,16 +68,21 @@ class PromptScorer:
         self,
         sealer: Opener,
         packs: Sequence[term_packs.TermPack],
-        encoder_pack: model_pack.ModelPack,
+        text_scorers: Sequence[TextScorer],
         settings: PromptScoringSettings,
     ) -> None:
-        """Raises Fatal as TermSet, Encoder and Anchors do."""
+        """Raises Fatal as TermSet does."""
         self._sealer = sealer
         self._settings = settings
-        self._terms = term_packs.TermSet(packs, settings.re2_max_mem_bytes)
-        self._encoder = Encoder(encoder_pack, settings.window_tokens)
-        self._anchors = Anchors(self._encoder, settings.anchors)
-        self._artefacts = _artefacts(packs, encoder_pack, self._anchors)
+        self._terms = term_set.TermSet(packs, settings.re2_max_mem_bytes)
+        self._text_scorers = tuple(text_scorers)
+        #: The labels of every item that is OK, in order.
+        self.labels = (*TERM_LABELS, *(label for scorer in self._text_scorers for label in scorer.labels))
+        # A copy of nothing found is a third of the price of as many new messages.
+        self._nothing = signal_pb2.ItemResult(
+            status=signal_pb2.ITEM_STATUS_OK, labels=[signal_pb2.LabelScore(label=label) for label in self.labels]
+        ).SerializeToString()
+        self._artefacts = (*_of_packs(packs), *(one for scorer in self._text_scorers for one in scorer.artefacts))
         self._cache = _Cache(settings.cache_entries)
 
     def score(self, item: prompt_scoring_pb2.PromptItem) -> signal_pb2.ItemResult:
@@ -122,7 +121,7 @@ class PromptScorer:
         return result
 
     def artefacts(self) -> Sequence[signal_pb2.Artefact]:
-        """The encoder, every term pack, and the anchors (as a term pack), by digest."""
+        """Every term pack, and what the text scorers rest on, by digest."""
         return self._artefacts
 
     def _measure(self, prompt: str, negative_prompt: str) -> signal_pb2.ItemResult:
@@ -134,16 +133,31 @@ class PromptScorer:
             detection = detect(
                 prompt, negative_prompt, self._terms, around=settings.around_words, max_pairs=settings.max_pairs
             )
-            whole = self._anchors.score(self._encoder.embed(visible, settings.max_windows)) if visible.strip() else 0.0
+            scores: dict[str, float] = {}
+            if self._text_scorers:
+                reading = Reading(visible, negative_prompt, (), detection)
+                for scorer in self._text_scorers:
+                    scores.update(scorer.score(reading))
         except normalise.Expands:
             return _unscannable("EXPANDS")
-        except TooManyTokens:
-            return _unscannable("TOO_LONG")
-        except term_packs.MatchFailed:
+        except Unscannable as error:
+            return _unscannable(error.reason)
+        except term_set.MatchFailed:
             return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_ERROR, reason="MATCH_FAILED")
-        windows = detection.windows[: 4 * settings.max_pairs]
-        near = max((self._anchors.score(self._encoder.embed_start(text)) for text in windows), default=0.0)
-        return _result(detection, near, whole, _outside(visible))
+        return self._result(detection, scores)
+
+    def _result(self, detection: Detection, scores: Mapping[str, float]) -> signal_pb2.ItemResult:
+        values: dict[str, float] = dict.fromkeys(detection.concepts, 1.0)
+        if "negated_clothing" in detection.concepts:
+            values["undressing_request"] = 1.0
+        values["evasion"] = float(detection.evasion)
+        values["minor_sexual"] = detection.minor_sexual
+        values.update(scores)
+        result = signal_pb2.ItemResult.FromString(self._nothing)
+        for entry, label in zip(result.labels, self.labels, strict=True):
+            if value := values.get(label):
+                entry.score = round(value, _DECIMALS)
+        return result
 
 
 def load(settings: PromptScoringSettings, sealer: Opener | None = None) -> PromptScorer:
@@ -158,54 +172,23 @@ def load(settings: PromptScoringSettings, sealer: Opener | None = None) -> Promp
     sealer = sealer or Sealer.from_settings(settings.sealing)
     packs = [term_packs.load(folder) for folder in term_packs.bundled()] if settings.bundled_packs else []
     packs += [term_packs.load(pack.path, pack.sha256) for pack in settings.packs]
-    return PromptScorer(sealer, packs, model_pack.load(settings.model, task="text-embedding"), settings)
+    return PromptScorer(sealer, packs, text_scorers(settings), settings)
 
 
-def _result(detection: Detection, near: float, whole: float, outside: float) -> signal_pb2.ItemResult:
-    concepts = detection.concepts
-    values = [1.0 if concept in concepts else 0.0 for concept in CONCEPT_LABELS]
-    if "negated_clothing" in concepts:
-        values[_UNDRESSING] = 1.0
-    values += (float(detection.evasion), detection.minor_sexual, near, whole, outside)
-    # A copy of nothing found is a third of the price of eleven new messages.
-    result = signal_pb2.ItemResult.FromString(_NOTHING)
-    labels = result.labels
-    for index, value in enumerate(values):
-        if value:
-            labels[index].score = round(value, _DECIMALS)
-    return result
-
-
-_UNDRESSING = CONCEPT_LABELS.index("undressing_request")
-_NOTHING = signal_pb2.ItemResult(
-    status=signal_pb2.ITEM_STATUS_OK, labels=[signal_pb2.LabelScore(label=label) for label in LABELS]
-).SerializeToString()
-
-
-def _outside(text: str) -> float:
-    if text.isascii():
-        return 0.0
-    letters = [char for char in text if char.isalpha()]
-    return sum(not char.isascii() for char in letters) / len(letters) if letters else 0.0
+def text_scorers(settings: PromptScoringSettings) -> Sequence[TextScorer]:
+    """The text scorers that ``settings`` ask for, in the order of their labels. Raises Fatal as they do."""
+    return (SemanticScorer(model_pack.load(settings.model, task="text-embedding"), settings),)
 
 
 def _unscannable(reason: str) -> signal_pb2.ItemResult:
     return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_UNSCANNABLE, reason=reason)
 
 
-def _artefacts(
-    packs: Sequence[term_packs.TermPack], encoder: model_pack.ModelPack, anchors: Anchors
-) -> tuple[signal_pb2.Artefact, ...]:
+def _of_packs(packs: Sequence[term_packs.TermPack]) -> tuple[signal_pb2.Artefact, ...]:
     term_pack = signal_pb2.ARTEFACT_KIND_TERM_PACK
-    return (
-        signal_pb2.Artefact(
-            kind=signal_pb2.ARTEFACT_KIND_MODEL, name=encoder.name, version=encoder.version, sha256=encoder.digest
-        ),
-        *(
-            signal_pb2.Artefact(kind=term_pack, name=pack.card.name, version=pack.card.version, sha256=pack.digest)
-            for pack in sorted(packs, key=lambda pack: (pack.card.name, pack.digest))
-        ),
-        signal_pb2.Artefact(kind=term_pack, name="anchors", version=anchors.version, sha256=anchors.digest),
+    return tuple(
+        signal_pb2.Artefact(kind=term_pack, name=pack.card.name, version=pack.card.version, sha256=pack.digest)
+        for pack in sorted(packs, key=lambda pack: (pack.card.name, pack.digest))
     )
 
 
