@@ -67,7 +67,7 @@ def test_the_digest_covers_the_card_and_every_entry(tmp_path: Path) -> None:
         ("a,pdq", "3 fields"),
         (f"c,pdq,{PDQ},x", "3 fields"),
         ("", "3 fields"),
-        (f"c,phash,{PDQ}", "pdq, sha256, md5"),
+        (f"c,phash,{PDQ}", "pdq, sha256, sha1, md5"),
         (f"c,pdq,{PDQ[:-2]}", "64 hex digits"),
         (f"c,md5,{PDQ}", "32 hex digits"),
         (f"c,pdq,{'zz' * 32}", "hex digits only"),

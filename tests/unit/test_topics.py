@@ -27,6 +27,7 @@ def test_a_lane_has_topics_of_its_own() -> None:
         "bulk.signals.v1",
         "bulk.decisions.v1",
         "bulk.dead_letters.v1",
+        "bulk.bank_entries.v1",
     )
 
 

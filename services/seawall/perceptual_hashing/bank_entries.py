@@ -20,7 +20,7 @@ from seawall.core.errors import Fatal
 
 HEADER: Final = ("entry_id", "hash_type", "value")
 #: Bytes of a hash, by type.
-HASH_BYTES: Final = {"pdq": 32, "sha256": 32, "md5": 16}
+HASH_BYTES: Final = {"pdq": 32, "sha256": 32, "sha1": 20, "md5": 16}
 _ENTRY_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 
@@ -74,7 +74,7 @@ def read(files: Iterable[tuple[str, bytes]]) -> Entries:
     """
     hashes = bytearray()
     ids: list[str] = []
-    digests: dict[str, dict[bytes, tuple[str, ...]]] = {"sha256": {}, "md5": {}}
+    digests: dict[str, dict[bytes, tuple[str, ...]]] = {kind: {} for kind in HASH_BYTES if kind != "pdq"}
     seen: dict[str, set[str]] = {kind: set() for kind in HASH_BYTES}
     for where, content in files:
         for entry in _rows(where, content, seen):

@@ -24,6 +24,7 @@ GENERATION_MAX_BYTES: Final = _MIB
 SIGNAL_MAX_BYTES: Final = _MIB
 DECISION_MAX_BYTES: Final = 2 * _MIB
 DEAD_LETTER_MAX_BYTES: Final = DECISION_MAX_BYTES + 64 * 1024
+BANK_ENTRY_MAX_BYTES: Final = 64 * 1024
 
 _LOG_TIME: Final = {"message.timestamp.type": "LogAppendTime"}
 
@@ -51,13 +52,18 @@ class TopicNames:
         return f"{self.prefix}dead_letters.v1"
 
     @property
+    def bank_entries(self) -> str:
+        """Banks and their entries, compacted: see protos/seawall/api/bank/v1."""
+        return f"{self.prefix}bank_entries.v1"
+
+    @property
     def co_partitioned(self) -> tuple[str, ...]:
         """Topics whose partition n belongs together."""
         return (self.generations, self.signals, self.decisions)
 
     @property
     def all(self) -> tuple[str, ...]:
-        return (*self.co_partitioned, self.dead_letters)
+        return (*self.co_partitioned, self.dead_letters, self.bank_entries)
 
 
 class TopicSettings(Group):
@@ -90,6 +96,7 @@ def plan(names: TopicNames, settings: TopicSettings | None = None) -> list[Topic
         TopicSpec(names.decisions, partitions, _config(DECISION_MAX_BYTES, days=28, **_LOG_TIME)),
         # Seldom written and never joined.
         TopicSpec(names.dead_letters, max(1, partitions // 4), _config(DEAD_LETTER_MAX_BYTES, days=28)),
+        TopicSpec(names.bank_entries, max(1, partitions // 4), _compacted(BANK_ENTRY_MAX_BYTES)),
     ]
 
 
@@ -100,6 +107,10 @@ def _config(max_bytes: int, days: int, **more: str) -> dict[str, str]:
         "max.message.bytes": str(max_bytes),
         **more,
     }
+
+
+def _compacted(max_bytes: int) -> dict[str, str]:
+    return {"cleanup.policy": "compact", "max.message.bytes": str(max_bytes)}
 
 
 async def apply(broker: Broker, kafka: KafkaSettings, settings: TopicSettings | None = None) -> list[str]:

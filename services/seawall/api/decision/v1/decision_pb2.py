@@ -26,7 +26,7 @@ from seawall.api.generation.v1 import generation_pb2 as seawall_dot_api_dot_gene
 from seawall.api.signal.v1 import signal_pb2 as seawall_dot_api_dot_signal_dot_v1_dot_signal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&seawall/api/decision/v1/decision.proto\x12\x17seawall.api.decision.v1\x1a*seawall/api/generation/v1/generation.proto\x1a\"seawall/api/signal/v1/signal.proto\"\x94\x02\n\x08\x45vidence\x12;\n\x05score\x18\x01 \x03(\x0b\x32,.seawall.api.decision.v1.Evidence.ScoreEntry\x12\x34\n\x05items\x18\x02 \x03(\x0b\x32%.seawall.api.decision.v1.ItemEvidence\x12\x31\n\x07matches\x18\x03 \x03(\x0b\x32 .seawall.api.signal.v1.BankMatch\x12\x0f\n\x07missing\x18\x04 \x03(\t\x12\x0e\n\x06\x65rrors\x18\x05 \x03(\t\x12\x13\n\x0bunscannable\x18\x06 \x03(\t\x1a,\n\nScoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xc4\x02\n\x0cItemEvidence\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12/\n\x05nexus\x18\x03 \x01(\x0e\x32 .seawall.api.generation.v1.Nexus\x12\x31\n\x06status\x18\x04 \x01(\x0e\x32!.seawall.api.signal.v1.ItemStatus\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12?\n\x05score\x18\x06 \x03(\x0b\x32\x30.seawall.api.decision.v1.ItemEvidence.ScoreEntry\x12\x31\n\x07matches\x18\x07 \x03(\x0b\x32 .seawall.api.signal.v1.BankMatch\x1a,\n\nScoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"b\n\x07RuleHit\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x31\n\x07outcome\x18\x02 \x01(\x0e\x32 .seawall.api.decision.v1.Outcome\x12\x13\n\x0breason_code\x18\x03 \x01(\t\"l\n\nComparison\x12\x11\n\tthreshold\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x01\x12\x12\n\x05score\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07reached\x18\x05 \x01(\x08\x42\x08\n\x06_score\"\x92\x01\n\x0cJoinedSignal\x12-\n\x06signal\x18\x01 \x01(\x0b\x32\x1d.seawall.api.signal.v1.Signal\x12<\n\x06record\x18\x02 \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\x12\x15\n\rlog_unix_nano\x18\x03 \x01(\x06\"\xb4\x07\n\x08\x44\x65\x63ision\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x33\n\x04kind\x18\x02 \x01(\x0e\x32%.seawall.api.decision.v1.DecisionKind\x12\x15\n\rgeneration_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x11\n\ttenant_id\x18\x05 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x06 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x07 \x01(\t\x12\x32\n\x05model\x18\x08 \x01(\x0b\x32#.seawall.api.generation.v1.ModelRef\x12\x35\n\x08modality\x18\t \x01(\x0e\x32#.seawall.api.generation.v1.Modality\x12\x31\n\x07outcome\x18\n \x01(\x0e\x32 .seawall.api.decision.v1.Outcome\x12\x0f\n\x07rule_id\x18\x0b \x01(\t\x12\x13\n\x0breason_code\x18\x0c \x01(\t\x12\x33\n\trule_hits\x18\r \x03(\x0b\x32 .seawall.api.decision.v1.RuleHit\x12\x13\n\x0brule_errors\x18\x0e \x03(\t\x12\x13\n\x0bpolicy_name\x18\x0f \x01(\t\x12\x15\n\rpolicy_digest\x18\x10 \x01(\t\x12\x38\n\x0b\x63omparisons\x18\x11 \x03(\x0b\x32#.seawall.api.decision.v1.Comparison\x12/\n\x05nexus\x18\x12 \x03(\x0e\x32 .seawall.api.generation.v1.Nexus\x12\x16\n\x0emissing_stages\x18\x13 \x03(\t\x12\x36\n\x07signals\x18\x14 \x03(\x0b\x32%.seawall.api.decision.v1.JoinedSignal\x12G\n\x11generation_record\x18\x15 \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\x12 \n\x18generation_log_unix_nano\x18\x16 \x01(\x06\x12\x42\n\x0c\x63ompleted_by\x18\x17 \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\x12\x19\n\x11\x64\x65\x63ided_unix_nano\x18\x18 \x01(\x06\x12\x13\n\x0btraceparent\x18\x19 \x01(\t\x12\x11\n\trescanned\x18\x1a \x01(\x08\x12\x11\n\ttruncated\x18\x1b \x01(\x08*\x8c\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_HOLD\x10\x01\x12\x11\n\rOUTCOME_ALLOW\x10\x02\x12\x12\n\x0eOUTCOME_REVIEW\x10\x03\x12\x11\n\rOUTCOME_BLOCK\x10\x04\x12\x1c\n\x18OUTCOME_BLOCK_AND_REPORT\x10\x05*c\n\x0c\x44\x65\x63isionKind\x12\x1d\n\x19\x44\x45\x43ISION_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45\x43ISION_KIND_JOINT\x10\x01\x12\x1b\n\x17\x44\x45\x43ISION_KIND_AMENDMENT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&seawall/api/decision/v1/decision.proto\x12\x17seawall.api.decision.v1\x1a*seawall/api/generation/v1/generation.proto\x1a\"seawall/api/signal/v1/signal.proto\"\xcc\x02\n\x08\x45vidence\x12;\n\x05score\x18\x01 \x03(\x0b\x32,.seawall.api.decision.v1.Evidence.ScoreEntry\x12\x34\n\x05items\x18\x02 \x03(\x0b\x32%.seawall.api.decision.v1.ItemEvidence\x12\x31\n\x07matches\x18\x03 \x03(\x0b\x32 .seawall.api.signal.v1.BankMatch\x12\x0f\n\x07missing\x18\x04 \x03(\t\x12\x0e\n\x06\x65rrors\x18\x05 \x03(\t\x12\x13\n\x0bunscannable\x18\x06 \x03(\t\x12\x36\n\x0cheld_matches\x18\x07 \x03(\x0b\x32 .seawall.api.signal.v1.BankMatch\x1a,\n\nScoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xfc\x02\n\x0cItemEvidence\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12/\n\x05nexus\x18\x03 \x01(\x0e\x32 .seawall.api.generation.v1.Nexus\x12\x31\n\x06status\x18\x04 \x01(\x0e\x32!.seawall.api.signal.v1.ItemStatus\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12?\n\x05score\x18\x06 \x03(\x0b\x32\x30.seawall.api.decision.v1.ItemEvidence.ScoreEntry\x12\x31\n\x07matches\x18\x07 \x03(\x0b\x32 .seawall.api.signal.v1.BankMatch\x12\x36\n\x0cheld_matches\x18\x08 \x03(\x0b\x32 .seawall.api.signal.v1.BankMatch\x1a,\n\nScoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"b\n\x07RuleHit\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x31\n\x07outcome\x18\x02 \x01(\x0e\x32 .seawall.api.decision.v1.Outcome\x12\x13\n\x0breason_code\x18\x03 \x01(\t\"l\n\nComparison\x12\x11\n\tthreshold\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x01\x12\x12\n\x05score\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07reached\x18\x05 \x01(\x08\x42\x08\n\x06_score\"\x92\x01\n\x0cJoinedSignal\x12-\n\x06signal\x18\x01 \x01(\x0b\x32\x1d.seawall.api.signal.v1.Signal\x12<\n\x06record\x18\x02 \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\x12\x15\n\rlog_unix_nano\x18\x03 \x01(\x06\"\xb4\x07\n\x08\x44\x65\x63ision\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x33\n\x04kind\x18\x02 \x01(\x0e\x32%.seawall.api.decision.v1.DecisionKind\x12\x15\n\rgeneration_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x11\n\ttenant_id\x18\x05 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x06 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x07 \x01(\t\x12\x32\n\x05model\x18\x08 \x01(\x0b\x32#.seawall.api.generation.v1.ModelRef\x12\x35\n\x08modality\x18\t \x01(\x0e\x32#.seawall.api.generation.v1.Modality\x12\x31\n\x07outcome\x18\n \x01(\x0e\x32 .seawall.api.decision.v1.Outcome\x12\x0f\n\x07rule_id\x18\x0b \x01(\t\x12\x13\n\x0breason_code\x18\x0c \x01(\t\x12\x33\n\trule_hits\x18\r \x03(\x0b\x32 .seawall.api.decision.v1.RuleHit\x12\x13\n\x0brule_errors\x18\x0e \x03(\t\x12\x13\n\x0bpolicy_name\x18\x0f \x01(\t\x12\x15\n\rpolicy_digest\x18\x10 \x01(\t\x12\x38\n\x0b\x63omparisons\x18\x11 \x03(\x0b\x32#.seawall.api.decision.v1.Comparison\x12/\n\x05nexus\x18\x12 \x03(\x0e\x32 .seawall.api.generation.v1.Nexus\x12\x16\n\x0emissing_stages\x18\x13 \x03(\t\x12\x36\n\x07signals\x18\x14 \x03(\x0b\x32%.seawall.api.decision.v1.JoinedSignal\x12G\n\x11generation_record\x18\x15 \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\x12 \n\x18generation_log_unix_nano\x18\x16 \x01(\x06\x12\x42\n\x0c\x63ompleted_by\x18\x17 \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\x12\x19\n\x11\x64\x65\x63ided_unix_nano\x18\x18 \x01(\x06\x12\x13\n\x0btraceparent\x18\x19 \x01(\t\x12\x11\n\trescanned\x18\x1a \x01(\x08\x12\x11\n\ttruncated\x18\x1b \x01(\x08*\x8c\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_HOLD\x10\x01\x12\x11\n\rOUTCOME_ALLOW\x10\x02\x12\x12\n\x0eOUTCOME_REVIEW\x10\x03\x12\x11\n\rOUTCOME_BLOCK\x10\x04\x12\x1c\n\x18OUTCOME_BLOCK_AND_REPORT\x10\x05*c\n\x0c\x44\x65\x63isionKind\x12\x1d\n\x19\x44\x45\x43ISION_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45\x43ISION_KIND_JOINT\x10\x01\x12\x1b\n\x17\x44\x45\x43ISION_KIND_AMENDMENT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,24 +37,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVIDENCE_SCOREENTRY']._serialized_options = b'8\001'
   _globals['_ITEMEVIDENCE_SCOREENTRY']._loaded_options = None
   _globals['_ITEMEVIDENCE_SCOREENTRY']._serialized_options = b'8\001'
-  _globals['_OUTCOME']._serialized_start=2064
-  _globals['_OUTCOME']._serialized_end=2204
-  _globals['_DECISIONKIND']._serialized_start=2206
-  _globals['_DECISIONKIND']._serialized_end=2305
+  _globals['_OUTCOME']._serialized_start=2176
+  _globals['_OUTCOME']._serialized_end=2316
+  _globals['_DECISIONKIND']._serialized_start=2318
+  _globals['_DECISIONKIND']._serialized_end=2417
   _globals['_EVIDENCE']._serialized_start=148
-  _globals['_EVIDENCE']._serialized_end=424
-  _globals['_EVIDENCE_SCOREENTRY']._serialized_start=380
-  _globals['_EVIDENCE_SCOREENTRY']._serialized_end=424
-  _globals['_ITEMEVIDENCE']._serialized_start=427
-  _globals['_ITEMEVIDENCE']._serialized_end=751
-  _globals['_ITEMEVIDENCE_SCOREENTRY']._serialized_start=380
-  _globals['_ITEMEVIDENCE_SCOREENTRY']._serialized_end=424
-  _globals['_RULEHIT']._serialized_start=753
-  _globals['_RULEHIT']._serialized_end=851
-  _globals['_COMPARISON']._serialized_start=853
-  _globals['_COMPARISON']._serialized_end=961
-  _globals['_JOINEDSIGNAL']._serialized_start=964
-  _globals['_JOINEDSIGNAL']._serialized_end=1110
-  _globals['_DECISION']._serialized_start=1113
-  _globals['_DECISION']._serialized_end=2061
+  _globals['_EVIDENCE']._serialized_end=480
+  _globals['_EVIDENCE_SCOREENTRY']._serialized_start=436
+  _globals['_EVIDENCE_SCOREENTRY']._serialized_end=480
+  _globals['_ITEMEVIDENCE']._serialized_start=483
+  _globals['_ITEMEVIDENCE']._serialized_end=863
+  _globals['_ITEMEVIDENCE_SCOREENTRY']._serialized_start=436
+  _globals['_ITEMEVIDENCE_SCOREENTRY']._serialized_end=480
+  _globals['_RULEHIT']._serialized_start=865
+  _globals['_RULEHIT']._serialized_end=963
+  _globals['_COMPARISON']._serialized_start=965
+  _globals['_COMPARISON']._serialized_end=1073
+  _globals['_JOINEDSIGNAL']._serialized_start=1076
+  _globals['_JOINEDSIGNAL']._serialized_end=1222
+  _globals['_DECISION']._serialized_start=1225
+  _globals['_DECISION']._serialized_end=2173
 # @@protoc_insertion_point(module_scope)

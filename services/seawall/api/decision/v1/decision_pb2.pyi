@@ -98,6 +98,7 @@ class Evidence(_message.Message):
     MISSING_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     UNSCANNABLE_FIELD_NUMBER: _builtins.int
+    HELD_MATCHES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def score(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """"<stage>.<label>" → the highest score over all items. Every label that a threshold of the policy names is present;
@@ -120,6 +121,10 @@ class Evidence(_message.Message):
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def unscannable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def held_matches(self) -> _containers.RepeatedCompositeFieldContainer[_signal_pb2.BankMatch]:
+        """Matches of all items that were found and do not count: see ItemResult. A quarantined one is REVIEW at least."""
+
     def __init__(
         self,
         *,
@@ -129,10 +134,11 @@ class Evidence(_message.Message):
         missing: _abc.Iterable[_builtins.str] | None = ...,
         errors: _abc.Iterable[_builtins.str] | None = ...,
         unscannable: _abc.Iterable[_builtins.str] | None = ...,
+        held_matches: _abc.Iterable[_signal_pb2.BankMatch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "items", b"items", "matches", b"matches", "missing", b"missing", "score", b"score", "unscannable", b"unscannable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "held_matches", b"held_matches", "items", b"items", "matches", b"matches", "missing", b"missing", "score", b"score", "unscannable", b"unscannable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,6 +175,7 @@ class ItemEvidence(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     MATCHES_FIELD_NUMBER: _builtins.int
+    HELD_MATCHES_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     item_id: _builtins.str
     nexus: _generation_pb2.Nexus.ValueType
@@ -178,6 +185,8 @@ class ItemEvidence(_message.Message):
     def score(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
     def matches(self) -> _containers.RepeatedCompositeFieldContainer[_signal_pb2.BankMatch]: ...
+    @_builtins.property
+    def held_matches(self) -> _containers.RepeatedCompositeFieldContainer[_signal_pb2.BankMatch]: ...
     def __init__(
         self,
         *,
@@ -188,10 +197,11 @@ class ItemEvidence(_message.Message):
         reason: _builtins.str = ...,
         score: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         matches: _abc.Iterable[_signal_pb2.BankMatch] | None = ...,
+        held_matches: _abc.Iterable[_signal_pb2.BankMatch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "matches", b"matches", "nexus", b"nexus", "reason", b"reason", "score", b"score", "stage", b"stage", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_matches", b"held_matches", "item_id", b"item_id", "matches", b"matches", "nexus", b"nexus", "reason", b"reason", "score", b"score", "stage", b"stage", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

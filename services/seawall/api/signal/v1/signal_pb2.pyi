@@ -49,6 +49,30 @@ ITEM_STATUS_SKIPPED: ItemStatus.ValueType  # 4
 """The stage has nothing to measure in this generation."""
 Global___ItemStatus: _TypeAlias = ItemStatus  # noqa: Y015
 
+class _MatchDisposition:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MatchDispositionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MatchDisposition.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MATCH_DISPOSITION_UNSPECIFIED: _MatchDisposition.ValueType  # 0
+    """It counts."""
+    MATCH_DISPOSITION_SUPPRESSED: _MatchDisposition.ValueType  # 1
+    """A negative bank lists something nearer: reported, and does not count."""
+    MATCH_DISPOSITION_QUARANTINED: _MatchDisposition.ValueType  # 2
+    """The entry suddenly matches far more than it ever did: a person looks at it."""
+
+class MatchDisposition(_MatchDisposition, metaclass=_MatchDispositionEnumTypeWrapper):
+    """What becomes of a match."""
+
+MATCH_DISPOSITION_UNSPECIFIED: MatchDisposition.ValueType  # 0
+"""It counts."""
+MATCH_DISPOSITION_SUPPRESSED: MatchDisposition.ValueType  # 1
+"""A negative bank lists something nearer: reported, and does not count."""
+MATCH_DISPOSITION_QUARANTINED: MatchDisposition.ValueType  # 2
+"""The entry suddenly matches far more than it ever did: a person looks at it."""
+Global___MatchDisposition: _TypeAlias = MatchDisposition  # noqa: Y015
+
 class _ArtefactKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -106,6 +130,9 @@ class BankMatch(_message.Message):
     HASH_TYPE_FIELD_NUMBER: _builtins.int
     CATEGORY_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    DISPOSITION_FIELD_NUMBER: _builtins.int
+    CONTESTED_BY_FIELD_NUMBER: _builtins.int
     bank: _builtins.str
     entry_id: _builtins.str
     distance: _builtins.int
@@ -116,6 +143,13 @@ class BankMatch(_message.Message):
     """The bank's own word for what it lists."""
     variant: _builtins.str
     """The variant of the image that matched: "original", "rot90", "mirror", …"""
+    action: _builtins.str
+    """The bank's own word for what the operator does about it."""
+    disposition: Global___MatchDisposition.ValueType
+    contested_by: _builtins.str
+    """"<bank>/<entry_id>" of the negative entry that speaks against this match. On a match that counts nevertheless: it is
+    too near to be explained away, and the two lists contradict each other.
+    """
     def __init__(
         self,
         *,
@@ -125,10 +159,13 @@ class BankMatch(_message.Message):
         hash_type: _builtins.str = ...,
         category: _builtins.str = ...,
         variant: _builtins.str = ...,
+        action: _builtins.str = ...,
+        disposition: Global___MatchDisposition.ValueType = ...,
+        contested_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bank", b"bank", "category", b"category", "distance", b"distance", "entry_id", b"entry_id", "hash_type", b"hash_type", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "bank", b"bank", "category", b"category", "contested_by", b"contested_by", "disposition", b"disposition", "distance", b"distance", "entry_id", b"entry_id", "hash_type", b"hash_type", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,6 +212,7 @@ class ItemResult(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     MATCHES_FIELD_NUMBER: _builtins.int
     HASHES_FIELD_NUMBER: _builtins.int
+    HELD_MATCHES_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """The generation's item: "prompt", or a MediaItem's item_id. Set by the relay."""
     nexus: _generation_pb2.Nexus.ValueType
@@ -184,9 +222,15 @@ class ItemResult(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]: ...
     @_builtins.property
-    def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___BankMatch]: ...
+    def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___BankMatch]:
+        """Matches that count."""
+
     @_builtins.property
     def hashes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemHash]: ...
+    @_builtins.property
+    def held_matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___BankMatch]:
+        """Matches that were found and do not count; each says why in its disposition. A quarantined one is always reviewed."""
+
     def __init__(
         self,
         *,
@@ -197,10 +241,11 @@ class ItemResult(_message.Message):
         labels: _abc.Iterable[Global___LabelScore] | None = ...,
         matches: _abc.Iterable[Global___BankMatch] | None = ...,
         hashes: _abc.Iterable[Global___ItemHash] | None = ...,
+        held_matches: _abc.Iterable[Global___BankMatch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes", "item_id", b"item_id", "labels", b"labels", "matches", b"matches", "nexus", b"nexus", "reason", b"reason", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes", "held_matches", b"held_matches", "item_id", b"item_id", "labels", b"labels", "matches", b"matches", "nexus", b"nexus", "reason", b"reason", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
