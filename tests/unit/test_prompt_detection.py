@@ -24,10 +24,11 @@ def read(terms: TermSet, prompt: str, negative: str = "") -> Detection:
 def test_concepts_near_each_other_are_detected_and_windowed(terms: TermSet) -> None:
     found = read(terms, f"{FILLER * 3}{CLINICAL}, {FILLER * 3}")
     assert found.minor_sexual == 1.0
-    assert len(found.windows) == 2
-    assert found.windows[1] == found.windows[0].replace("minor", "child")
-    assert CLINICAL in found.windows[0]
-    assert len(found.windows[0].split()) <= 5 + 8
+    (read_,) = found.windows
+    assert read_.plain == read_.text.replace("minor", "child")
+    assert CLINICAL in read_.text
+    assert len(read_.text.split()) <= 5 + 8
+    assert (read_.language, read_.concept, read_.minor_last, read_.apart) == ("en", "sexual_context", True, False)
 
 
 @pytest.mark.parametrize(("filler", "grade"), [(0, 1.0), (2, 0.8), (20, 0.6), (60, 0.5)])
@@ -36,7 +37,9 @@ def test_distance_lowers_the_grade_but_never_below_review(terms: TermSet, filler
 
 
 def test_far_apart_concepts_are_read_as_two_stretches(terms: TermSet) -> None:
-    text, _ = read(terms, f"photo of a minor {FILLER * 5} nude in bed").windows
+    (found,) = read(terms, f"photo of a minor {FILLER * 5} nude in bed").windows
+    text = found.text
+    assert found.apart
     assert text.startswith("photo of a minor a mountain lake") and text.endswith("nude in bed")
     assert len(text.split()) < 22
 
@@ -92,13 +95,13 @@ def test_clothing_taken_away_from_a_minor_is_a_sign(terms: TermSet) -> None:
     found = read(terms, "a 12 year old child on a beach", "clothes, blurry")
     assert found.minor_sexual == 0.8
     assert "negated_clothing" in found.concepts
-    assert found.windows == ["a 12 year old child on a beach, without clothes"]
+    assert [each.text for each in found.windows] == ["a 12 year old child on a beach, without clothes"]
 
 
 def test_adulthood_taken_away_from_a_sexual_prompt_is_a_sign(terms: TermSet) -> None:
     found = read(terms, "nude person", "adult, blurry")
     assert found.minor_sexual == 0.8
-    assert found.windows == ["nude person, not an adult"]
+    assert [each.text for each in found.windows] == ["nude person, not an adult"]
 
 
 @pytest.mark.parametrize(
@@ -124,8 +127,8 @@ def test_pairs_are_the_nearest_ones_in_either_direction() -> None:
     pairs = nearest_pairs(words, minors, sexual, limit=5)
     assert [(pair.one.start, pair.other.start, pair.distance) for pair in pairs] == [(3, 1, 0), (17, 13, 1)]
     assert nearest_pairs(words, minors, sexual, limit=1) == pairs[:1]
-    assert window(words, pairs[0], 2, 12) == "s m a b"
-    assert window(words, pairs[1], 1, 0) == "d s e e m f"
+    assert window(words, pairs[0], 2, 12).text == "s m a b"
+    assert window(words, pairs[1], 1, 0).text == "d s e e m f"
 
 
 def test_a_list_of_many_terms_stays_bounded(terms: TermSet) -> None:
@@ -136,8 +139,8 @@ def test_a_list_of_many_terms_stays_bounded(terms: TermSet) -> None:
 
 def test_a_minor_who_is_excluded_is_not_read_as_a_child(terms: TermSet) -> None:
     found = read(terms, "nude woman, no minors, adult only")
-    assert found.windows == ["nude woman no minors adult only"]
+    assert [each.text for each in found.windows] == ["nude woman no minors adult only"]
 
 
 def test_every_window_is_text_even_when_cut_inside_other_scripts(terms: TermSet) -> None:
-    assert read(terms, f"静かな湖 {CLINICAL} 日の出").windows[0] == f"静かな湖 {CLINICAL} 日の出"
+    assert read(terms, f"静かな湖 {CLINICAL} 日の出").windows[0].text == f"静かな湖 {CLINICAL} 日の出"

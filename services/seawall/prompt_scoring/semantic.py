@@ -47,8 +47,9 @@ class SemanticScorer:
             except TooManyTokens:
                 raise Unscannable("TOO_LONG") from None
             whole = self._anchors.score(vectors)
-        windows = reading.detection.windows[: 4 * self._settings.max_pairs]
-        near = max((self._anchors.score(self._encoder.embed_start(text)) for text in windows), default=0.0)
+        windows = reading.detection.windows[: 2 * self._settings.max_pairs]
+        texts = {text for window in windows for text in (window.text, window.plain)}
+        near = max((self._anchors.score(self._encoder.embed_start(text)) for text in texts), default=0.0)
         return dict(zip(self.labels, (near, whole, _outside(reading.prompt)), strict=True))
 
 

@@ -106,6 +106,8 @@ class Term(NamedTuple):
     #: It stands at the edges of words.
     boundary: bool
     pattern: str
+    #: Of the pack: BCP 47.
+    language: str
     #: For people: "en-clinical/coercion.yaml line 7".
     where: str
 
@@ -130,6 +132,8 @@ class Hit(NamedTuple):
     concept: Concept
     start: int
     end: int
+    #: Of the pack: BCP 47.
+    language: str = "en"
 
 
 def bundled() -> list[Path]:
@@ -207,7 +211,9 @@ def _terms(card: PackCard, data: bytes, where: str) -> Iterator[Term]:
     boundary = card.boundary == "words"
     for field, patterns in (("terms", file.terms), ("not_in", file.not_in)):
         for index, pattern in enumerate(patterns):
-            yield Term(file.concept, field == "not_in", boundary, pattern, f"{where} line {line(field, index)}")
+            yield Term(
+                file.concept, field == "not_in", boundary, pattern, card.language, f"{where} line {line(field, index)}"
+            )
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

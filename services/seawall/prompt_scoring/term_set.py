@@ -53,7 +53,9 @@ class TermSet:
         for start, end in view.glued:
             part = view.words[start:end]
             glued = self._match(self._glued_set, part)
-            hits += [Hit(hit.concept, hit.start + start, hit.end + start) for hit in self._located(glued, part, True)]
+            hits += [
+                hit._replace(start=hit.start + start, end=hit.end + start) for hit in self._located(glued, part, True)
+            ]
         hits.sort(key=lambda hit: (hit.start, hit.end))
         return hits
 
@@ -90,7 +92,7 @@ class TermSet:
             if term.exempts:
                 exempt.setdefault(term.concept, []).extend(spans)
             else:
-                hits += [Hit(term.concept, *span) for span in spans]
+                hits += [Hit(term.concept, *span, term.language) for span in spans]
         if exempt:
             hits = [hit for hit in hits if not _inside(hit, exempt.get(hit.concept, ()))]
         return hits

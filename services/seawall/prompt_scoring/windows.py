@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from seawall.prompt_scoring.term_packs import Hit
+from seawall.prompt_scoring.term_packs import Concept, Hit
 
 #: A view with more terms than this is a word list: the nearest pairs among the first ones are enough.
 _MAX_HITS = 200
+#: What a term for a minor is replaced with in `Window.plain`.
+_STAND_IN = "child"
+#: Of a hit of several languages: the one whose windows an encoder can read.
+_PREFERRED = "en"
 
 
 class Pair(NamedTuple):
@@ -21,6 +25,36 @@ class Pair(NamedTuple):
     one: Hit
     other: Hit
     distance: int
+
+
+class Window(NamedTuple):
+    """A few words around a reference to a minor and a sexual term or a request to undress."""
+
+    text: str
+    #: The same with the reference replaced by "child": an encoder knows that word better than "6th grader" or "14yo".
+    plain: str
+    #: BCP 47: of the packs that both terms are from; "und" when the two differ.
+    language: str
+    #: Words between the two.
+    distance: int
+    #: Of the term that is not the reference to a minor.
+    concept: Concept
+    #: The reference to a minor comes second.
+    minor_last: bool
+    #: Two stretches put together, since more words lie between.
+    apart: bool
+
+
+def distinct(hits: Sequence[Hit]) -> list[Hit]:
+    """The hits that do not lie inside another one; in order of position, as ``hits`` are."""
+    kept: list[Hit] = []
+    for hit in sorted(hits, key=lambda hit: (hit.start, -hit.end)):
+        if kept and hit.end <= kept[-1].end:
+            if hit.language == _PREFERRED:
+                kept[-1] = kept[-1]._replace(language=_PREFERRED)
+        else:
+            kept.append(hit)
+    return kept
 
 
 def nearest_pairs(words: bytes, ones: Sequence[Hit], others: Sequence[Hit], limit: int) -> list[Pair]:
@@ -50,16 +84,29 @@ def _distance(words: bytes, one: Hit, other: Hit) -> int:
     return max(words.count(b" ", first.end, second.start) - 1, 0)
 
 
-def window(words: bytes, pair: Pair, around: int, joint_within: int) -> str:
+def window(words: bytes, pair: Pair, around: int, joint_within: int) -> Window:
     """The words around a pair: one stretch, or two put together when more than ``joint_within`` words lie between.
 
     Args:
+        pair: ``one`` is the reference to a minor.
         around: words to take on either side.
     """
-    first, second = sorted((pair.one, pair.other), key=lambda hit: hit.start)
-    if pair.distance <= joint_within:
-        return _stretch(words, first.start, max(first.end, second.end), around)
-    return f"{_stretch(words, first.start, first.end, around)} {_stretch(words, second.start, second.end, around)}"
+    minor, other = pair.one, pair.other
+    first, second = sorted((minor, other), key=lambda hit: hit.start)
+    apart = pair.distance > joint_within
+    if apart:
+        text = f"{_stretch(words, first.start, first.end, around)} {_stretch(words, second.start, second.end, around)}"
+    else:
+        text = _stretch(words, first.start, max(first.end, second.end), around)
+    language = minor.language if minor.language == other.language else "und"
+    plain = _in_plain_words(text, words, minor)
+    return Window(text, plain, language, pair.distance, other.concept, minor.start > other.start, apart)
+
+
+def _in_plain_words(text: str, words: bytes, minor: Hit) -> str:
+    if words[: minor.start].rstrip().endswith((b" no", b" not", b" without")):
+        return text
+    return text.replace(words[minor.start : minor.end].decode("utf-8", "ignore"), _STAND_IN)
 
 
 def _stretch(words: bytes, start: int, end: int, around: int) -> str:
