@@ -101,8 +101,9 @@ def test_scores_are_calibrated_by_label() -> None:
     assert 0 <= got["nothing"] < 1e-12
 
 
-def test_an_animation_has_each_labels_highest_score() -> None:
-    assert labels.highest([{"a": 0.1, "b": 0.9}, {"a": 0.8, "b": 0.2}]) == {"a": 0.8, "b": 0.9}
+def test_an_animation_has_each_labels_highest_score_and_the_first_frame_that_has_it() -> None:
+    frames = [(0, {"a": 0.1, "b": 0.9}), (7, {"a": 0.8, "b": 0.2}), (9, {"a": 0.8, "b": 0.9})]
+    assert labels.highest(frames) == {"a": (0.8, 7), "b": (0.9, 0)}
 
 
 # --- the graph --------------------------------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ def test_every_media_item_is_classified_and_text_is_not() -> None:
     items = STAGE.items(generation)
     assert [(item.item_id, item.nexus) for item in items] == [(m.item_id, m.nexus) for m in generation.media]
     assert [item.message for item in items] == [
-        classification_pb2.ClassifyItem(content=media.content) for media in generation.media
+        classification_pb2.ClassifyItem(content=media.content, generation_id="g") for media in generation.media
     ]
     service = classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"]
     assert STAGE.method == f"/{service.full_name}/{service.methods[0].name}"

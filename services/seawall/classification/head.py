@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seawall.classification import labels
-from seawall.classification.model import Model
-from seawall.classification.preprocess import Preprocessor
+from seawall.classification.batching import Batcher
+from seawall.classification.drift import ScoreWatch
+from seawall.classification.execution import ExecutionSettings
+from seawall.classification.model import CPU, Model
+from seawall.classification.preprocess import preprocessor
 from seawall.core.errors import Fatal, Poison
 from seawall.runtime.decoding import decode_rgb
 from seawall.runtime.model_card import ImageClassificationCard
 from seawall.runtime.model_pack import ModelPack
 
+#: What one frame became for each preprocessor so far, so that models with the same input share it.
+Prepared = MutableMapping[Any, NDArray[np.float32]]
+#: Scores that one index of drift is made of.
+DRIFT_WINDOW = 2_000
+
 
 class Head:
     """A loaded classifier. Safe for threads."""
 
-    def __init__(self, pack: ModelPack) -> None:
-        """Raises Fatal as ``Model`` does."""
+    def __init__(
+        self, pack: ModelPack, execution: ExecutionSettings = CPU, workers: int = 1, drift_window: int = DRIFT_WINDOW
+    ) -> None:
+        """Arguments and errors as ``Model`` and ``ScoreWatch``."""
         self.pack = pack
-        self._model = Model(pack)
+        #: "name@version", as signals and metrics name it.
+        self.model_name = f"{pack.name}@{pack.version}"
+        self._model = Model(pack, execution, workers)
         assert isinstance(pack.card, ImageClassificationCard)  # noqa: S101 - Model has refused any other
-        self._card = pack.card
-        self._preprocess = Preprocessor(pack.card.input)
+        self.card = pack.card
+        self._preprocess = preprocessor(pack.card.input)
+        #: By label; to be told of every score that the model gave in service.
+        self.watches = {
+            label.name: ScoreWatch(self.model_name, label.name, label.reference, drift_window)
+            for label in pack.card.labels
+        }
+        size = execution.batch if self._model.batchable else 1
+        self._infer = Batcher(self._model.run, size, execution.runs(workers), execution.batch_wait_seconds)
 
     @property
     def min_side(self) -> int:
@@ -35,18 +55,24 @@ class Head:
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels it scores."""
-        return tuple(label.name for label in self._card.labels)
+        return tuple(label.name for label in self.card.labels)
 
-    def score(self, rgb: NDArray[np.uint8]) -> Mapping[str, float]:
+    def score(self, rgb: NDArray[np.uint8], prepared: Prepared | None = None) -> Mapping[str, float]:
         """Calibrated scores, 0 to 1, by label.
 
         Args:
             rgb: height x width x 3.
+            prepared: of this picture; what is missing is added.
 
         Raises:
             Poison: as ``Model.run``.
         """
-        return labels.scores(self._card.labels, self._model.run(self._preprocess(rgb))[0])
+        tensor = None if prepared is None else prepared.get(self._preprocess)
+        if tensor is None:
+            tensor = self._preprocess(rgb)
+            if prepared is not None:
+                prepared[self._preprocess] = tensor
+        return labels.scores(self.card.labels, self._infer(tensor))
 
     def prove(self, min_side: int) -> None:
         """Reproduce the card's examples, decoded as the service decodes.
@@ -54,7 +80,7 @@ class Head:
         Raises:
             Fatal: ``MODEL_NOT_REPRODUCED``: the file is whole, but here it does not do what its card says.
         """
-        for example in self._card.examples:
+        for example in self.card.examples:
             try:
                 got = self.score(decode_rgb(self.pack.read(example.file), min_side=min_side))
             except Poison as error:

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.api.signal.v1 import signal_pb2
 from seawall.runtime.model_card import Label, LogisticCalibration
 
 # Keeps the logit of 0 and 1 finite; far below what a calibration can tell apart.
 _EPSILON = 1e-12
+
+
+class ScoredFrame(NamedTuple):
+    """A decoded frame on its way through the models, with the inputs that were made of it."""
+
+    number: int
+    pixels: NDArray[np.uint8]
+    prepared: MutableMapping[Any, NDArray[np.float32]]
+
+
+class Classifier(Protocol):
+    """Scores one picture: `head.Head`."""
+
+    @property
+    def model_name(self) -> str: ...
+    def score(
+        self, rgb: NDArray[np.uint8], prepared: MutableMapping[Any, NDArray[np.float32]]
+    ) -> Mapping[str, float]: ...
+
+
+class LabelScores(Protocol):
+    """A message's repeated ``labels``."""
+
+    def add(self, *, label: str, score: float, frame: int, model: str) -> signal_pb2.LabelScore: ...
 
 
 def scores(labels: Sequence[Label], row: NDArray[np.float64]) -> Mapping[str, float]:
@@ -24,9 +50,25 @@ def scores(labels: Sequence[Label], row: NDArray[np.float64]) -> Mapping[str, fl
     return {label.name: _calibrate(label, float(row[label.index])) for label in labels}
 
 
-def highest(frames: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """Per label the highest score of all frames: one bad frame makes an animation bad."""
-    return {name: max(frame[name] for frame in frames) for name in frames[0]}
+def highest(frames: Sequence[tuple[int, Mapping[str, float]]]) -> Mapping[str, tuple[float, int]]:
+    """Per label the highest score of all frames and the first frame that has it: one bad frame makes an animation bad.
+
+    Args:
+        frames: number and scores by label of each; at least one.
+    """
+    found: dict[str, tuple[float, int]] = {}
+    for number, frame in frames:
+        for name, score in frame.items():
+            if name not in found or score > found[name][0]:
+                found[name] = (score, number)
+    return found
+
+
+def add_highest(to: LabelScores, classifier: Classifier, frames: Sequence[ScoredFrame]) -> None:
+    """Score the frames and add each label with its highest score. Raises what the classifier raises."""
+    scored = [(frame.number, classifier.score(frame.pixels, frame.prepared)) for frame in frames]
+    for name, (score, number) in highest(scored).items():
+        to.add(label=name, score=score, frame=number, model=classifier.model_name)
 
 
 def _calibrate(label: Label, probability: float) -> float:

@@ -1,8 +1,4 @@
-"""Runs one model pack's graph on onnxruntime.
-
-One thread a call and no spinning: calls come from the service's worker threads, so parallelism is theirs. Working
-memory is returned after each call rather than kept by the runtime's arena, which grows to the largest input seen.
-"""
+"""Runs one model pack's graph on onnxruntime: what goes in and comes out is checked against its card."""
 
 from __future__ import annotations
 
@@ -12,10 +8,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from seawall.classification.execution import ExecutionSettings, session
 from seawall.core.errors import Fatal, Poison
 from seawall.runtime import onnx_file
 from seawall.runtime.model_card import MODEL_FILE, ImageClassificationCard
 from seawall.runtime.model_pack import ModelPack
+
+CPU = ExecutionSettings()
 
 # How far outside 0 to 1 a probability may lie: float32 rounding, and int8 output grids.
 _SLACK = 1e-3
@@ -40,8 +39,12 @@ _RUNTIME_ERRORS = (
 class Model:
     """An image classifier. Safe for threads."""
 
-    def __init__(self, pack: ModelPack) -> None:
-        """Raises Fatal: ``BAD_MODEL``, ``MODEL_DIGEST_MISMATCH`` or ``WRONG_MODEL_TASK``."""
+    def __init__(self, pack: ModelPack, execution: ExecutionSettings = CPU, workers: int = 1) -> None:
+        """Args:
+            workers: threads that will call `run` at once.
+
+        Raises Fatal: ``BAD_MODEL``, ``MODEL_DIGEST_MISMATCH``, ``WRONG_MODEL_TASK`` or ``PROVIDER_UNAVAILABLE``.
+        """
         card = pack.card
         if not isinstance(card, ImageClassificationCard):
             raise Fatal("WRONG_MODEL_TASK", f"{pack.name}: this room runs image-classification, not {card.task}")
@@ -49,25 +52,28 @@ class Model:
         self._classes = card.output.classes
         self._activation = card.output.activation
         data = pack.read(MODEL_FILE)
-        opset = onnx_file.references(data, f"{pack.name}/{MODEL_FILE}").opsets.get("", 0)
+        references = onnx_file.references(data, f"{pack.name}/{MODEL_FILE}")
+        opset = references.opsets.get("", 0)
         if opset < card.minimum_opset:
             detail = f"{pack.name}/{MODEL_FILE} uses operator set {opset}, the card says at least {card.minimum_opset}"
             raise Fatal("BAD_MODEL", f"{detail}: correct minimum_opset or export the model again")
         try:
-            self._session = onnxruntime.InferenceSession(
-                data, _options(str(pack.path)), providers=["CPUExecutionProvider"]
-            )
+            self._session = session(data, str(pack.path), execution, workers)
         except _RUNTIME_ERRORS as error:
             detail = f"{pack.name}/{MODEL_FILE} is not a model this onnxruntime can run ({type(error).__name__})"
             raise Fatal("BAD_MODEL", f"{detail}: check its operators and export it again") from error
         self._input = self._check_input(card)
         self._output = self._session.get_outputs()[0].name
+        #: Whether inputs may share a run: the graph takes any number, and scales each by itself.
+        self.batchable = not isinstance(self._session.get_inputs()[0].shape[0], int) and (
+            "DynamicQuantizeLinear" not in references.operators
+        )
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probabilities, n x classes.
 
         Args:
-            batch: n inputs in the card's layout.
+            batch: n inputs in the card's layout, contiguous; onnxruntime reads them where they are.
 
         Raises:
             Poison: ``INFERENCE_FAILED``, or ``BAD_MODEL_OUTPUT``: wrong shape, NaN, infinity or no probability.
@@ -107,19 +113,3 @@ class Model:
             detail = f"{self._name}: the model takes {shape[1:]}, the card's input says {list(wanted)}"
             raise Fatal("BAD_MODEL", f"{detail}: correct layout, height or width")
         return str(inputs[0].name)
-
-
-def _options(folder: str) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    # The model is handed over as verified bytes; tensor data beside it is found here.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    # Errors come back as exceptions; the runtime's own log lines go around ours.
-    options.log_severity_level = 4
-    return options

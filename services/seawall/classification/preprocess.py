@@ -7,6 +7,8 @@ costs little more than a small one.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -85,3 +87,9 @@ class Preprocessor:
         short = min(height, width)
         # Rounded down on the longer side, as torchvision does.
         return resize.side * height // short, resize.side * width // short
+
+
+@lru_cache(maxsize=256)
+def preprocessor(spec: ImageInput) -> Preprocessor:
+    """The one preprocessor of this card input: models that agree on their input share the work."""
+    return Preprocessor(spec)

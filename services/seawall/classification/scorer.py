@@ -2,101 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from seawall.api.classification.v1 import classification_pb2
 from seawall.api.signal.v1 import signal_pb2
+from seawall.classification import lineup as lineups
+from seawall.classification import rollout as rollouts
 from seawall.classification.head import Head
-from seawall.classification.labels import highest
+from seawall.classification.labels import ScoredFrame, add_highest
+from seawall.classification.lineup import Lineup, LoadOptions, Plan
+from seawall.classification.reload import Reloader
+from seawall.classification.result_cache import ResultCache
+from seawall.classification.rollout import Rollout
 from seawall.classification.settings import ClassificationSettings
-from seawall.core.errors import Fatal
-from seawall.runtime import model_pack
+from seawall.classification.trials import Trials
+from seawall.runtime import metrics, model_pack
 from seawall.runtime.content import ContentStore
-from seawall.runtime.decoding import DecodingSettings, Unscannable, decode_frames
+from seawall.runtime.decoding import DecodingSettings, Frame, Unscannable, decode_frames
 
-_TASK = "image-classification"
+OK = signal_pb2.ITEM_STATUS_OK
+_HIT, _MISS = {metrics.CACHE_RESULT: "hit"}, {metrics.CACHE_RESULT: "miss"}
+
+
+class Decode(Protocol):
+    """The one seam where a picture is decoded."""
+
+    def __call__(self, data: bytes, *, min_side: int, declared: str) -> Sequence[Frame]:
+        """The frames to score, as RGB; arrays that stay as they are for as long as they are referred to.
+
+        Args:
+            min_side: scale while decoding as far as both sides keep at least so many pixels.
+            declared: the media type that the sender gave.
+
+        Raises:
+            Unscannable: with the reason.
+        """
+        ...
 
 
 class Scorer:
-    """Scores media items. Safe for threads; every call blocks."""
+    """Scores media items. Safe for threads; every call blocks.
+
+    Args:
+        lineup: the models, proven already.
+        trials: runs models on trial; None where there never are any.
+        provenance: adds labels read from the file itself, before it is decoded.
+    """
 
     def __init__(
-        self, heads: Sequence[Head], content: ContentStore, decoding: DecodingSettings, sampled_frames: int
+        self,
+        lineup: Lineup,
+        content: ContentStore,
+        decode: Decode,
+        *,
+        cache_size: int = 0,
+        trials: Trials | None = None,
+        provenance: Callable[[bytes, signal_pb2.ItemResult], None] | None = None,
     ) -> None:
-        """Args:
-            heads: the classifiers, proven already.
-            sampled_frames: how many frames of an animation are scored.
-
-        Raises Fatal: ``DUPLICATE_LABEL``, two classifiers would answer for one label.
-        """
-        names = [label for head in heads for label in head.labels]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            detail = f"classifiers: more than one scores {', '.join(twice)}"
-            raise Fatal("DUPLICATE_LABEL", f"{detail}: remove one, or rename the label in its card")
-        self._heads = tuple(heads)
+        self._lineup = lineup
         self._content = content
-        self._decoding = decoding
-        self._sampled_frames = sampled_frames
-        self._min_side = min_side(heads)
-        self._artefacts = tuple(
-            signal_pb2.Artefact(
-                kind=signal_pb2.ARTEFACT_KIND_MODEL,
-                name=head.pack.name,
-                version=head.pack.version,
-                sha256=head.pack.digest,
-            )
-            for head in heads
-        )
+        self._decode = decode
+        self._cache: ResultCache[signal_pb2.ItemResult] = ResultCache(cache_size)
+        self._trials = trials
+        self._provenance = provenance
 
     def score(self, item: classification_pb2.ClassifyItem) -> signal_pb2.ItemResult:
-        """Labels with status OK, or UNSCANNABLE with the decoder's reason.
+        """Labels with status OK, or UNSCANNABLE with the decoder's reason. Not to be changed: it may be given again.
 
         Raises:
             Poison, Retryable: the content cannot be had, or a classifier gave no usable answer. Never a default score.
         """
+        # Always read, whatever is cached: the reference must be allowed, and the bytes be those it names.
         data = self._content.get(item.content)
-        try:
-            frames = decode_frames(
-                data,
-                "rgb",
-                max_frames=self._sampled_frames,
-                min_side=self._min_side,
-                declared=item.content.media_type,
-                limits=self._decoding,
-            )
-        except Unscannable as error:
-            return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_UNSCANNABLE, reason=error.reason)
-        result = signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_OK)
-        for head in self._heads:
-            for name, value in highest([head.score(frame.pixels) for frame in frames]).items():
-                result.labels.add(label=name, score=value)
+        lineup = self._lineup
+        plan = lineup.plan(item.generation_id)
+        declared = item.content.media_type
+        result, known = self._cache.get(
+            (item.content.sha256, declared, plan.digest, lineup.min_side),
+            lambda: self._measure(data, declared, plan, lineup.min_side),
+            _to_keep,
+        )
+        metrics.RESULT_CACHE.add(1, _HIT if known else _MISS)
+        if result.status == OK:
+            _watch(plan, result)
         return result
 
+    def swap(self, lineup: Lineup) -> None:
+        """From now on, items meet these models; those on their way end with the ones they began with."""
+        self._lineup = lineup
+
     def artefacts(self) -> Sequence[signal_pb2.Artefact]:
-        """The classifiers, by their packs' digests."""
-        return self._artefacts
+        """The classifiers, those on trial included, by their packs' digests."""
+        return self._lineup.artefacts
+
+    def _measure(self, data: bytes, declared: str, plan: Plan, min_side: int) -> signal_pb2.ItemResult:
+        try:
+            frames = self._decode(data, min_side=min_side, declared=declared)
+        except Unscannable as error:
+            return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_UNSCANNABLE, reason=error.reason)
+        scored = [ScoredFrame(frame.number, frame.pixels, {}) for frame in frames]
+        result = signal_pb2.ItemResult(status=OK)
+        for head in plan.deciding:
+            add_highest(result.labels, head, scored)
+        if self._provenance is not None:
+            self._provenance(data, result)
+        if plan.shadows and self._trials is not None:
+            result.shadows.extend(self._trials(plan.shadows, scored))
+        return result
 
 
 def load(settings: ClassificationSettings) -> Scorer:
-    """Load every pack and have it prove itself.
+    """Load every pack, have it prove itself, and keep watch for changes.
 
     Raises:
-        Fatal: as ``model_pack.load``, ``Head`` and ``Head.prove``; the service is then never ready.
+        Fatal: as ``rollout.read`` and ``lineup.load``; the service is then never ready.
     """
-    heads = load_heads(settings.classifiers, settings.max_model_bytes)
-    return Scorer(heads, ContentStore(settings.content), settings.decoding, settings.sampled_frames)
+    workers = settings.rpc_server.workers
+    options = LoadOptions(settings.execution, workers, settings.max_model_bytes, settings.drift_window)
+
+    def read() -> Rollout:
+        return rollouts.read(settings.rollout) if settings.rollout else Rollout(active=tuple(settings.classifiers))
+
+    rollout = read()
+    lineup = lineups.load(rollout, options)
+    scorer = Scorer(
+        lineup,
+        ContentStore(settings.content),
+        in_process(settings.decoding, settings.sampled_frames),
+        cache_size=settings.cached_results,
+        trials=Trials(workers, settings.trial_seconds),
+    )
+    if settings.reload_seconds:
+        reloader = Reloader(
+            read,
+            lambda changed, serving: lineups.load(changed, options, serving),
+            scorer.swap,
+            (rollout, lineup),
+            settings.rollout,
+        )
+        reloader.start(settings.reload_seconds)
+    return scorer
+
+
+def in_process(decoding: DecodingSettings, sampled_frames: int) -> Decode:
+    """Decode in the calling thread; of an animation the frames that differ most."""
+
+    def decode(data: bytes, *, min_side: int, declared: str) -> Sequence[Frame]:
+        return decode_frames(
+            data, "rgb", max_frames=sampled_frames, min_side=min_side, declared=declared, limits=decoding
+        )
+
+    return decode
 
 
 def load_heads(folders: Sequence[Path], max_bytes: int = model_pack.MAX_PACK_BYTES) -> list[Head]:
     """The packs in these folders, each proven at the decoding that all of them share."""
-    heads = [Head(model_pack.load(folder, _TASK, max_bytes)) for folder in folders]
-    for head in heads:
-        head.prove(min_side(heads))
-    return heads
+    loaded = lineups.load(Rollout(active=tuple(folders)), LoadOptions(max_bytes=max_bytes))
+    return [loaded.heads[folder] for folder in folders]
 
 
-def min_side(heads: Sequence[Head]) -> int:
-    """What the shared decode must keep for the most demanding classifier."""
-    return max(head.min_side for head in heads)
+def _to_keep(result: signal_pb2.ItemResult) -> bool:
+    # A trial that found no thread free may well succeed next time.
+    return result.status == OK and not any(shadow.reason for shadow in result.shadows)
+
+
+def _watch(plan: Plan, result: signal_pb2.ItemResult) -> None:
+    """Tell each model's watches what it said."""
+    heads = {head.model_name: head for head in (*plan.deciding, *plan.shadows)}
+    for scores in (result.labels, *(shadow.labels for shadow in result.shadows)):
+        for score in scores:
+            if head := heads.get(score.model):
+                head.watches[score.label](score.score)

@@ -24,7 +24,11 @@ class ClassificationStage:
     def items(self, generation: generation_pb2.Generation) -> Sequence[StageItem]:
         """Every media item, in order; none for a generation of text alone."""
         return [
-            StageItem(media.item_id, media.nexus, classification_pb2.ClassifyItem(content=media.content))
+            StageItem(
+                media.item_id,
+                media.nexus,
+                classification_pb2.ClassifyItem(content=media.content, generation_id=generation.generation_id),
+            )
             for media in generation.media
         ]
 

@@ -285,7 +285,7 @@ class _Batch:
         self._instance = instance
         self._trace_id = trace_id
         self._results: list[tuple[signal_pb2.ItemResult, int] | None] = [None] * len(self._items)
-        # Before the first item: if the scorer swaps a model meanwhile, the results are as good as these or newer.
+        # Before the first item; a scorer that swaps a model meanwhile is asked again for the reply.
         self._artefacts = scorer.artefacts()
         self._began = time.time_ns()
         self._told = False
@@ -313,7 +313,7 @@ class _Batch:
     def reply(self) -> bytes:
         """The response, encoded. Items that nobody got to are ERROR "DEADLINE_EXCEEDED"."""
         response = self._response_type(
-            artefacts=self._artefacts,
+            artefacts=self._all_artefacts(),
             service_instance=self._instance,
             inference_start_unix_nano=self._began,
             inference_end_unix_nano=time.time_ns(),
@@ -328,6 +328,16 @@ class _Batch:
             metrics.BATCH_ITEMS.add(count, {metrics.ITEM_STATUS: _STATUS_NAMES.get(status, "unknown")})
         encoded: bytes = response.SerializeToString()
         return encoded
+
+    def _all_artefacts(self) -> Sequence[signal_pb2.Artefact]:
+        """Those from before the first item, and those that came since."""
+        before = self._artefacts
+        try:
+            now = self._scorer.artefacts()
+        except Exception as error:
+            self._tell(-1, error)
+            return before
+        return before if now is before else [*before, *(artefact for artefact in now if artefact not in before)]
 
     def _tell(self, position: int, error: BaseException) -> None:
         # The first of a batch: a model that fails every item must not drown the log, and the metric counts them all.

@@ -90,6 +90,30 @@ WORKERS_STUCK = _gauge(
     "moderation.worker.stuck", "{worker}", "Workers held by one item for too long: with all of them stuck it restarts."
 )
 
+# Models
+SCORES = _histogram(
+    "moderation.model.score",
+    "1",
+    "Scores by model and label: how they are distributed. A shift is new traffic, or a model that has broken.",
+    (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99),
+)
+SCORE_STABILITY = _gauge(
+    "moderation.model.score.stability",
+    "1",
+    "Population-stability index of a label's last scores to its card's reference: below 0.1 stable, above 0.25 not.",
+)
+MODEL_RELOADS = _counter(
+    "moderation.model.reloads",
+    "{reload}",
+    "Changed models that were taken up, or refused: what served goes on serving.",
+)
+MODEL_LOADED_AT = _gauge(
+    "moderation.model.loaded_time", "s", "Unix time at which a model was loaded, by model: how old what serves is."
+)
+RESULT_CACHE = _counter(
+    "moderation.result_cache.lookups", "{lookup}", "Results looked up by content and model digest, by hit or miss."
+)
+
 # The stream path
 STREAM_EVENTS = _counter(
     "moderation.stream.events",
@@ -133,4 +157,8 @@ BATCH_SIZE = _attribute("moderation.batch.size", "Items in the batch.")
 ITEM_STATUS = _attribute("moderation.item.status", "Status of an item: ok, error, unscannable, skipped.")
 ITEM_REASON = _attribute("moderation.item.reason", "Why an item's status is not OK.")
 QUEUE_SECONDS = _attribute("moderation.batch.queue_seconds", "How long this batch waited for a worker.")
+MODEL = _attribute("moderation.model", "A model, name@version.")
+LABEL = _attribute("moderation.label", "A label of a model.")
+RELOAD_RESULT = _attribute("moderation.model.reload_result", "swapped or refused.")
+CACHE_RESULT = _attribute("moderation.result_cache.result", "hit or miss.")
 DROP_CAUSE = _attribute("moderation.telemetry.drop_cause", "queue_full or export_failed.")

@@ -6,6 +6,7 @@ Unknown keys are refused: a misspelt setting must not become a silent default.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,6 +28,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
 
+class Expectation(_Strict):
+    """What to expect of a model on ordinary hardware. It informs; nothing is refused on it."""
+
+    #: Resident memory that the loaded model adds to a process, in MB (10^6 bytes).
+    memory_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    #: Inferences per second of CPU time, batch 1, one thread.
+    per_core_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    #: The hardware that was measured.
+    measured_on: Annotated[str, Field(max_length=200)] = ""
+
+
 class CardBase(_Strict):
     """What every card says, whatever its task."""
 
@@ -40,6 +52,8 @@ class CardBase(_Strict):
     source: Annotated[str, Field(max_length=4000)] = ""
     #: Lowest version of ONNX's own operator set that the runtime must know.
     minimum_opset: Annotated[int, Field(ge=7, le=64)] = 7
+    #: What running it takes, by its authors' measurement; `seawall models bench` prints it beside its own.
+    expects: Expectation | None = None
     #: SHA-256 (64 hex digits) of every file of the pack but the card; a file that is not listed is never read.
     files: dict[str, Sha256Hex]
 
@@ -171,6 +185,28 @@ class LogisticCalibration(_Strict):
     offset: Finite
 
 
+class Reference(_Strict):
+    """How a label's scores are distributed where the model was accepted: what drift is measured against.
+
+    `seawall models check PACK --images FOLDER` prints it for your own pictures.
+    """
+
+    #: Ascending scores that divide 0 to 1 into ``len(edges) + 1`` bins; a score equal to an edge lies above it.
+    edges: Annotated[tuple[Probability, ...], Field(min_length=1, max_length=63)]
+    #: The share of scores in each bin; their sum is 1.
+    shares: Annotated[tuple[Probability, ...], Field(min_length=2, max_length=64)]
+
+    @model_validator(mode="after")
+    def _bins_fit(self) -> Self:
+        if len(self.shares) != len(self.edges) + 1:
+            raise ValueError("shares must have one value more than edges")
+        if any(low >= high for low, high in pairwise(self.edges)):
+            raise ValueError("edges must ascend")
+        if abs(sum(self.shares) - 1) > 0.01:
+            raise ValueError("shares must add up to 1")
+        return self
+
+
 class Label(_Strict):
     """One label of the model's output."""
 
@@ -183,6 +219,8 @@ class Label(_Strict):
     )
     #: The score the pack's authors suggest to act on. The policy decides, this informs.
     threshold: Probability
+    #: Unset: drift of this label is not measured.
+    reference: Reference | None = None
 
 
 class ImageExample(_Strict):

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from seawall.core.errors import Fatal
-from seawall.runtime import onnx_file
+from seawall.runtime import onnx_file, strict_yaml
 from seawall.runtime.model_card import (
     CARD_FILE,
     CARDS,
@@ -140,78 +138,12 @@ def _read_card(folder: Path) -> bytes:
 
 
 def _parse_card(data: bytes, where: str) -> Card:
-    try:
-        text = data.decode("utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except UnicodeDecodeError as error:
-        raise Fatal("BAD_MODEL_CARD", f"{where} is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise Fatal("BAD_MODEL_CARD", f"{where}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from error
-    if not isinstance(root, yaml.MappingNode):
-        raise Fatal("BAD_MODEL_CARD", f"{where} line 1: a card is a mapping of keys to values")
-    _refuse_duplicates(root, where)
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise Fatal("BAD_MODEL_CARD", f"{where}: a value is not plain YAML (quote it)") from error
-    task = content.get("task")
+    document = strict_yaml.parse(data, where, "BAD_MODEL_CARD")
+    task = document.content.get("task")
     kind = CARDS.get(task) if isinstance(task, str) else None
     if kind is None:
-        known = ", ".join(sorted(CARDS))
-        raise Fatal("BAD_MODEL_CARD", f"{where} line {_line(root, ('task',))}: task must be one of {known}")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        problems = [
-            f"line {_line(root, item['loc'])}: {'.'.join(map(str, item['loc'])) or 'card'}: {_message(item)}"
-            for item in error.errors(include_url=False, include_input=False, include_context=False)[:5]
-        ]
-        raise Fatal("BAD_MODEL_CARD", f"{where} " + "; ".join(problems)) from error
-
-
-def _message(item: Mapping[str, Any]) -> str:
-    if item["type"] == "extra_forbidden":
-        return "unknown key: correct its spelling or remove it"
-    if item["type"] == "missing":
-        return "missing: add it"
-    return re.sub(r"^Value error, ", "", item["msg"])
-
-
-def _line(root: yaml.MappingNode, location: Sequence[int | str]) -> int:
-    """The line of the deepest part of a location that the card has."""
-    node: yaml.Node = root
-    line = 1
-    for step in location:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(step)), None)
-            if found is None:
-                continue  # pydantic names the union's member in the location; the card has no such key
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-    return line
-
-
-def _refuse_duplicates(root: yaml.MappingNode, where: str) -> None:
-    pending: list[yaml.Node] = [root]
-    seen: set[int] = set()
-    while pending:
-        node = pending.pop()
-        if id(node) in seen:
-            raise Fatal("BAD_MODEL_CARD", f"{where} line {node.start_mark.line + 1}: write aliases (*name) out")
-        seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            keys: set[str] = set()
-            for key, value in node.value:
-                if key.value in keys:
-                    raise Fatal("BAD_MODEL_CARD", f"{where} line {key.start_mark.line + 1}: a key stands twice")
-                keys.add(key.value)
-                pending.append(value)
-        elif isinstance(node, yaml.SequenceNode):
-            pending.extend(node.value)
+        raise document.refuse(("task",), f"task must be one of {', '.join(sorted(CARDS))}")
+    return document.validate(kind, "card")
 
 
 def _verify_files(folder: Path, card: Card, name: str, max_bytes: int) -> None:

@@ -13,6 +13,8 @@ from seawall.core.errors import Fatal
 
 # Subgraphs nest (If, Loop, Scan); real models stay far below this.
 _MAX_DEPTH = 64
+#: Field of a Node that names its operator.
+_OP_TYPE = 4
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # message → field number → what it holds: the name of a nested message, or the name under which the walk yields it.
@@ -31,10 +33,12 @@ _FIELDS: dict[str, dict[int, str]] = {
 
 
 class References(NamedTuple):
-    """Operator sets by domain ("" is ONNX's own) and the relative locations of tensor data outside the file."""
+    """Operator sets by domain ("" is ONNX's own), and the relative locations of tensor data outside the file."""
 
     opsets: dict[str, int]
     external_locations: frozenset[str]
+    #: Names of the operators of all graphs, without their domains.
+    operators: frozenset[str] = frozenset()
 
 
 def references(data: bytes, name: str) -> References:
@@ -49,6 +53,7 @@ def references(data: bytes, name: str) -> References:
     """
     opsets: dict[str, int] = {}
     locations: set[str] = set()
+    operators: set[str] = set()
     pending: list[tuple[str, memoryview, int]] = [("Model", memoryview(data), 0)]
     graphs = 0
     try:
@@ -69,11 +74,13 @@ def references(data: bytes, name: str) -> References:
                 for number, value in _fields(view):
                     if number in wanted and isinstance(value, memoryview):
                         pending.append((wanted[number], value, depth + 1))
+                    elif number == _OP_TYPE and kind == "Node":
+                        operators.add(_text(value))
     except (ValueError, IndexError) as error:
         raise Fatal("BAD_MODEL", f"{name} is not a well-formed ONNX file ({error}): export it again") from error
     if not graphs or not opsets:
         raise Fatal("BAD_MODEL", f"{name} holds no graph or names no operator set: export it again")
-    return References(opsets, frozenset(locations))
+    return References(opsets, frozenset(locations), frozenset(operators))
 
 
 def _text(value: int | memoryview | bytes) -> str:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from seawall.core.errors import Fatal
+from seawall.runtime import cpus
 
 ENV_PREFIX = "SEAWALL_"
 
@@ -186,8 +187,9 @@ class RpcServerSettings(Group):
     uds: Path | None = None
     # The bound port is written here once the service is ready, and the file removed when it stops.
     port_file: Path | None = None
-    # Threads that score. Each may hold one item's decoded media in memory.
-    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
+    # Threads that score; as many as the CPUs that affinity and the container's quota allow. Each may hold one item's
+    # decoded media in memory.
+    workers: int = Field(default_factory=lambda: min(cpus.available(), 256), ge=1, le=256)
     # Batches in progress or waiting; one more is answered RESOURCE_EXHAUSTED at once. The limit adapts below it.
     max_concurrent_rpcs: int = Field(default=16, ge=1)
     # Items of one batch; more are INVALID_ARGUMENT.

@@ -26,7 +26,7 @@ from seawall.api.generation.v1 import generation_pb2 as seawall_dot_api_dot_gene
 from seawall.api.signal.v1 import signal_pb2 as seawall_dot_api_dot_signal_dot_v1_dot_signal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2seawall/api/classification/v1/classification.proto\x12\x1dseawall.api.classification.v1\x1a*seawall/api/generation/v1/generation.proto\x1a\"seawall/api/signal/v1/signal.proto\"R\n\x0c\x43lassifyItem\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x36\n\x07\x63ontent\x18\x02 \x01(\x0b\x32%.seawall.api.generation.v1.ContentRef\"R\n\x14\x43lassifyMediaRequest\x12:\n\x05items\x18\x01 \x03(\x0b\x32+.seawall.api.classification.v1.ClassifyItem\"\xdc\x01\n\x15\x43lassifyMediaResponse\x12\x31\n\x07replies\x18\x01 \x03(\x0b\x32 .seawall.api.signal.v1.ItemReply\x12\x32\n\tartefacts\x18\x02 \x03(\x0b\x32\x1f.seawall.api.signal.v1.Artefact\x12\x18\n\x10service_instance\x18\x03 \x01(\t\x12!\n\x19inference_start_unix_nano\x18\x04 \x01(\x06\x12\x1f\n\x17inference_end_unix_nano\x18\x05 \x01(\x06\x32\x93\x01\n\x15\x43lassificationService\x12z\n\rClassifyMedia\x12\x33.seawall.api.classification.v1.ClassifyMediaRequest\x1a\x34.seawall.api.classification.v1.ClassifyMediaResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2seawall/api/classification/v1/classification.proto\x12\x1dseawall.api.classification.v1\x1a*seawall/api/generation/v1/generation.proto\x1a\"seawall/api/signal/v1/signal.proto\"i\n\x0c\x43lassifyItem\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x36\n\x07\x63ontent\x18\x02 \x01(\x0b\x32%.seawall.api.generation.v1.ContentRef\x12\x15\n\rgeneration_id\x18\x03 \x01(\t\"R\n\x14\x43lassifyMediaRequest\x12:\n\x05items\x18\x01 \x03(\x0b\x32+.seawall.api.classification.v1.ClassifyItem\"\xdc\x01\n\x15\x43lassifyMediaResponse\x12\x31\n\x07replies\x18\x01 \x03(\x0b\x32 .seawall.api.signal.v1.ItemReply\x12\x32\n\tartefacts\x18\x02 \x03(\x0b\x32\x1f.seawall.api.signal.v1.Artefact\x12\x18\n\x10service_instance\x18\x03 \x01(\t\x12!\n\x19inference_start_unix_nano\x18\x04 \x01(\x06\x12\x1f\n\x17inference_end_unix_nano\x18\x05 \x01(\x06\x32\x93\x01\n\x15\x43lassificationService\x12z\n\rClassifyMedia\x12\x33.seawall.api.classification.v1.ClassifyMediaRequest\x1a\x34.seawall.api.classification.v1.ClassifyMediaResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'seawall.api.classification.
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLASSIFYITEM']._serialized_start=165
-  _globals['_CLASSIFYITEM']._serialized_end=247
-  _globals['_CLASSIFYMEDIAREQUEST']._serialized_start=249
-  _globals['_CLASSIFYMEDIAREQUEST']._serialized_end=331
-  _globals['_CLASSIFYMEDIARESPONSE']._serialized_start=334
-  _globals['_CLASSIFYMEDIARESPONSE']._serialized_end=554
-  _globals['_CLASSIFICATIONSERVICE']._serialized_start=557
-  _globals['_CLASSIFICATIONSERVICE']._serialized_end=704
+  _globals['_CLASSIFYITEM']._serialized_end=270
+  _globals['_CLASSIFYMEDIAREQUEST']._serialized_start=272
+  _globals['_CLASSIFYMEDIAREQUEST']._serialized_end=354
+  _globals['_CLASSIFYMEDIARESPONSE']._serialized_start=357
+  _globals['_CLASSIFYMEDIARESPONSE']._serialized_end=577
+  _globals['_CLASSIFICATIONSERVICE']._serialized_start=580
+  _globals['_CLASSIFICATIONSERVICE']._serialized_end=727
 # @@protoc_insertion_point(module_scope)

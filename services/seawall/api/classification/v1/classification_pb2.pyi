@@ -26,8 +26,11 @@ class ClassifyItem(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    GENERATION_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Unique within the request."""
+    generation_id: _builtins.str
+    """Chooses between versions of a model that are rolled out side by side; the same id always meets the same version."""
     @_builtins.property
     def content(self) -> _generation_pb2.ContentRef: ...
     def __init__(
@@ -35,10 +38,11 @@ class ClassifyItem(_message.Message):
         *,
         id: _builtins.int = ...,
         content: _generation_pb2.ContentRef | None = ...,
+        generation_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "generation_id", b"generation_id", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -100,23 +100,61 @@ class LabelScore(_message.Message):
 
     LABEL_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """"minor_sexual", "explicit", …; the stage's own name space."""
     score: _builtins.float
     """0 to 1."""
+    frame: _builtins.int
+    """The frame of an animation that has this score, the highest of those scored; 0 for a still."""
+    model: _builtins.str
+    """The model that gave it, "name@version"; empty where a stage has no choice of models."""
     def __init__(
         self,
         *,
         label: _builtins.str = ...,
         score: _builtins.float = ...,
+        frame: _builtins.int = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "label", b"label", "model", b"model", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LabelScore: _TypeAlias = LabelScore  # noqa: Y015
+
+@_typing.final
+class ShadowScores(_message.Message):
+    """What a model on trial said of an item. Recorded so that it can be compared; nothing is decided on it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """"name@version" """
+    reason: _builtins.str
+    """Why it has no scores, machine-readable; empty when it has."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        labels: _abc.Iterable[Global___LabelScore] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "model", b"model", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowScores: _TypeAlias = ShadowScores  # noqa: Y015
 
 @_typing.final
 class BankMatch(_message.Message):
@@ -213,6 +251,7 @@ class ItemResult(_message.Message):
     MATCHES_FIELD_NUMBER: _builtins.int
     HASHES_FIELD_NUMBER: _builtins.int
     HELD_MATCHES_FIELD_NUMBER: _builtins.int
+    SHADOWS_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """The generation's item: "prompt", or a MediaItem's item_id. Set by the relay."""
     nexus: _generation_pb2.Nexus.ValueType
@@ -231,6 +270,10 @@ class ItemResult(_message.Message):
     def held_matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___BankMatch]:
         """Matches that were found and do not count; each says why in its disposition. A quarantined one is always reviewed."""
 
+    @_builtins.property
+    def shadows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShadowScores]:
+        """Models on trial. No rule of a policy sees them."""
+
     def __init__(
         self,
         *,
@@ -242,10 +285,11 @@ class ItemResult(_message.Message):
         matches: _abc.Iterable[Global___BankMatch] | None = ...,
         hashes: _abc.Iterable[Global___ItemHash] | None = ...,
         held_matches: _abc.Iterable[Global___BankMatch] | None = ...,
+        shadows: _abc.Iterable[Global___ShadowScores] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes", "held_matches", b"held_matches", "item_id", b"item_id", "labels", b"labels", "matches", b"matches", "nexus", b"nexus", "reason", b"reason", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes", "held_matches", b"held_matches", "item_id", b"item_id", "labels", b"labels", "matches", b"matches", "nexus", b"nexus", "reason", b"reason", "shadows", b"shadows", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
