@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import grpc
@@ -20,12 +23,14 @@ from seawall.api.classification.v1 import classification_pb2
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.classification import scorer, stage
+from seawall.classification.rollout import falls_in
 from seawall.classification.settings import ClassificationSettings
 from seawall.core.errors import Poison
+from seawall.runtime import model_pack
 from seawall.runtime.content import ContentStore
 from seawall.runtime.settings import ContentSettings
 from tests.support import model_packs
-from tests.support.model_packs import encoded, plain
+from tests.support.model_packs import animated, encoded, plain, write_version
 
 OK, UNSCANNABLE, ERROR = (
     signal_pb2.ITEM_STATUS_OK,
@@ -76,11 +81,6 @@ def sixteen_bit() -> bytes:
 
 def paletted() -> bytes:
     return encoded(Image.fromarray(plain(RED)).convert("P", palette=Image.Palette.ADAPTIVE))
-
-
-def animated(colours: list[tuple[int, int, int]], kind: str = "GIF", **options: Any) -> bytes:
-    first, *rest = (Image.fromarray(plain(colour)) for colour in colours)
-    return encoded(first, kind, save_all=True, append_images=rest, duration=50, **options)
 
 
 @pytest.mark.parametrize(
@@ -209,12 +209,13 @@ def process_room(tmp_path: Path) -> Iterator[tuple[Room, subprocess.Popen[str], 
         process.communicate()
 
 
-def start(room: Room, port_file: Path) -> subprocess.Popen[str]:
+def start(room: Room, port_file: Path, **settings: str) -> subprocess.Popen[str]:
     environment = os.environ | {
         "SEAWALL_CLASSIFIERS": f'["{room.pack.path}"]',
         "SEAWALL_CONTENT__ALLOWED_PREFIXES": f'["{room.content.as_uri()}/"]',
         "SEAWALL_RPC_SERVER__PORT_FILE": str(port_file),
         "SEAWALL_RPC_SERVER__LINGER_SECONDS": "0",
+        **{f"SEAWALL_{name}": value for name, value in settings.items()},
     }
     code = "from seawall.classification.service import main; main()"
     return subprocess.Popen(
@@ -267,6 +268,138 @@ def test_the_service_answers_each_item_by_its_own_status(
     assert response.artefacts[0].sha256 == room.pack.digest
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0
+
+
+Call = Callable[..., classification_pb2.ClassifyMediaResponse]
+
+
+@contextmanager
+def calling(port: int) -> Iterator[Call]:
+    """The service's one method, over a channel of its own; called with items and a timeout."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        method = channel.unary_unary(
+            stage.STAGE.method,
+            request_serializer=classification_pb2.ClassifyMediaRequest.SerializeToString,
+            response_deserializer=classification_pb2.ClassifyMediaResponse.FromString,
+        )
+
+        def call(*items: classification_pb2.ClassifyItem) -> classification_pb2.ClassifyMediaResponse:
+            for number, item in enumerate(items):
+                item.id = number
+            response: classification_pb2.ClassifyMediaResponse = method(
+                classification_pb2.ClassifyMediaRequest(items=items), timeout=30
+            )
+            return response
+
+        yield call
+
+
+@contextmanager
+def serving(room: Room, **settings: str) -> Iterator[Call]:
+    """The real service of this room, and a way to call it; it ends as it should."""
+    port_file = room.content.parent / "port"
+    process = start(room, port_file, **settings)
+    try:
+        with calling(wait_for_port(process, port_file)) as call:
+            yield call
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_an_item_that_the_model_fails_on_errs_alone(tmp_path: Path) -> None:
+    """F18, on the real service: NaN for one picture is an error of that picture, not a score, and nobody else's."""
+    room = Room(tmp_path)
+    model_packs.write_pack(room.pack.path, model_packs.nan_above(0.9))
+    colours = [(20 * n, 0, 0) for n in range(10)]
+    items = [room.item(encoded(plain(colour))) for colour in colours]
+    items.insert(5, room.item(encoded(plain((250, 0, 0)))))
+    batched = {"EXECUTION__MAX_BATCH": "8", "EXECUTION__BATCH_WAIT_SECONDS": "0.02", "RPC_SERVER__WORKERS": "4"}
+    for settings in ({}, batched):
+        # The black picture has a value of 1 in the other class: it fails as well.
+        with serving(room, **settings) as call:
+            results = [reply.result for reply in sorted(call(*items).replies, key=lambda reply: reply.id)]
+        failed = [n for n, result in enumerate(results) if result.status == ERROR]
+        assert failed == [0, 1, 5]
+        assert {results[n].reason for n in failed} == {"BAD_MODEL_OUTPUT"}
+        assert not any(results[n].labels for n in failed)
+        scores = [result.labels[0].score for n, result in enumerate(results) if n not in failed]
+        assert scores == pytest.approx([20 * n / 255 for n in range(2, 10)], abs=0.01)
+
+
+def test_models_are_swapped_under_load_without_a_failed_call_and_a_corrupt_one_is_left_out(tmp_path: Path) -> None:
+    """F22, on the real service."""
+    room = Room(tmp_path)
+    live = tmp_path / "live"
+    write_version(live, "1")
+    rollout = tmp_path / "rollout.yaml"
+    rollout.write_text("active: [live]\n")
+    items = [room.item(encoded(plain((n, 0, 0)))) for n in range(100, 140)]
+    digests = {"1": model_pack.load(live).digest}
+    stop, seen, failures = threading.Event(), Queue[classification_pb2.ClassifyMediaResponse](), []
+
+    def load(call: Call, part: list[classification_pb2.ClassifyItem]) -> None:
+        while not stop.is_set():
+            try:
+                seen.put(call(*part))
+            except grpc.RpcError as error:
+                failures.append(error)
+                return
+
+    def until(version: str) -> None:
+        """Until calls are answered by this version alone."""
+        row = 0
+        while row < 5:
+            response = seen.get(timeout=30)
+            for reply in response.replies:
+                assert reply.result.status == OK, reply.result.reason
+                (label,) = reply.result.labels
+                name = label.model.removeprefix("red@")
+                # Whatever answered is named, by digest, in the very reply.
+                assert digests[name] in {artefact.sha256 for artefact in response.artefacts}
+                row = row + 1 if name == version else 0
+
+    with serving(room, ROLLOUT=str(rollout), RELOAD_SECONDS="0.1") as call, ThreadPoolExecutor(3) as pool:
+        loads = [pool.submit(load, call, [*items[n::3]]) for n in range(3)]
+        try:
+            until("1")
+            for version in ("2", "3"):
+                digests[version] = write_version(tmp_path / "new", version, offset=int(version)).digest
+                live.rename(tmp_path / f"before-{version}")
+                (tmp_path / "new").rename(live)
+                until(version)
+            model = live / "model.onnx"
+            model.write_bytes(model.read_bytes()[:-1])
+            digests["4"] = write_version(tmp_path / "four", "4", offset=1.0).digest
+            for _ in range(30):
+                until("3")
+            rollout.write_text("active: [four]\nshadow: [{pack: before-2}]\n")
+            until("4")
+        finally:
+            stop.set()
+        for one in loads:
+            one.result(timeout=30)
+    assert failures == []
+
+
+def test_shadows_and_canaries_on_the_real_service(tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    for version, offset in (("1", 0.0), ("2", 1.0), ("3", 2.0)):
+        write_version(tmp_path / f"red-{version}", version, offset=offset)
+    rollout = tmp_path / "rollout.yaml"
+    rollout.write_text("active: [red-1]\ncanary: [{pack: red-2, percent: 30}]\nshadow: [{pack: red-3, percent: 60}]\n")
+    items = [room.item(encoded(plain((128, 0, 0)))) for _ in range(40)]
+    for number, item in enumerate(items):
+        item.generation_id = f"g-{number}"
+    with serving(room, ROLLOUT=str(rollout)) as call:
+        replies = sorted(call(*items).replies, key=lambda reply: reply.id)
+    for item, reply in zip(items, replies, strict=True):
+        decides = "red@2" if falls_in(30, "red@2", item.generation_id) else "red@1"
+        assert [label.model for label in reply.result.labels] == [decides]
+        on_trial = ["red@3"] if falls_in(60, "red@3", item.generation_id) else []
+        assert [shadow.model for shadow in reply.result.shadows] == on_trial
 
 
 @pytest.mark.parametrize("fault", ["missing", "corrupt", "another model", "not reproduced"])

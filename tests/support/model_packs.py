@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ def encoded(image: Image.Image | NDArray[np.uint8], kind: str = "PNG", **options
     return out.getvalue()
 
 
+def animated(colours: Sequence[tuple[int, int, int]], kind: str = "GIF", **options: Any) -> bytes:
+    first, *rest = (Image.fromarray(plain(colour)) for colour in colours)
+    return encoded(first, kind, save_all=True, append_images=rest, duration=50, **options)
+
+
 def red_card(**changes: Any) -> dict[str, Any]:
     return {
         "name": "red",
@@ -90,3 +96,35 @@ def write_pack(folder: Path, model: onnx.ModelProto | bytes | None = None, **cha
     model = red_model() if model is None else model
     (folder / "model.onnx").write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
     return model_pack.write_card(folder, red_card(**changes), ["model.onnx", "examples/plain.png"])
+
+
+def write_version(folder: Path, version: str, offset: float = 0.0, **changes: Any) -> ModelPack:
+    """The red pack in another version, whose calibration adds ``offset`` to the logit of the score."""
+    calibration = {"method": "logistic", "slope": 1.0, "offset": offset}
+    card = {
+        "version": version,
+        "labels": [{"name": "red", "index": 1, "threshold": 0.5, "calibration": calibration}],
+        "examples": [{"file": "examples/plain.png", "scores": {"red": shifted(0.8, offset)}, "tolerance": 0.01}],
+    }
+    return write_pack(folder, **{**card, **changes})
+
+
+def shifted(score: float, offset: float) -> float:
+    """What `write_version` makes of a score."""
+    return 1 / (1 + math.exp(-(math.log(score / (1 - score)) + offset)))
+
+
+def nan_above(limit: float) -> onnx.ModelProto:
+    """The red model, but NaN where a value is above ``limit``: it passes its example and fails on a redder picture."""
+
+    def constant(name: str, value: float) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value, np.float32)))
+
+    return red_model(
+        [
+            constant("limit", limit),
+            constant("nan", math.nan),
+            helper.make_node("Greater", ["row", "limit"], ["above"]),
+            helper.make_node("Where", ["above", "nan", "row"], ["scores"]),
+        ]
+    )
