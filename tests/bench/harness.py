@@ -54,14 +54,26 @@ def say(text: str) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system CPU time of a process so far, seconds."""
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
+    """User and system CPU time so far of a process and all it started, seconds."""
+    process = psutil.Process(pid)
+    spent = 0.0
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = one.cpu_times()
+            # Of those that have ended, what they used is with the one that started them.
+            spent += times.user + times.system + times.children_user + times.children_system
+    return spent
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory of a process, MB (10^6 bytes)."""
-    return psutil.Process(pid).memory_info().rss / 1e6
+    """Resident memory of a process and all it started, MB (10^6 bytes): pages that they share are counted once."""
+    process = psutil.Process(pid)
+    children = process.children(recursive=True)
+    resident = process.memory_info().rss
+    for one in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            resident += one.memory_full_info().pss
+    return resident / 1e6
 
 
 @asynccontextmanager

@@ -156,6 +156,8 @@ def _score_in_process(path: str) -> float:
     from seawall.prompt_scoring import scorer as prompts
     from seawall.prompt_scoring.settings import PromptScoringSettings
 
+    # In process is in process: decoding workers would spend CPU that is not counted here.
+    os.environ["SEAWALL_DECODING__ISOLATED"] = "false"
     text = prompts.load(PromptScoringSettings())
     hashes = hashing.load(PerceptualHashingSettings())
     classes = classification.load(ClassificationSettings())

@@ -26,6 +26,7 @@ from seawall.perceptual_hashing.bank_entries import Entry
 from seawall.perceptual_hashing.reduction import prepare
 from seawall.perceptual_hashing.settings import BankSettings, PerceptualHashingSettings
 from seawall.runtime.content import ContentStore
+from seawall.runtime.decoding import DecodingSettings
 from seawall.runtime.settings import ContentSettings
 from tests.support import images
 
@@ -64,6 +65,8 @@ class Room:
         self.content.mkdir()
         entries = [entry for name in LISTED for entry in banks.entries_of(name, original(name), pipeline)]
         self.bank = banks.write(root / "banks" / "demo", card("demo", pipeline), entries)
+        # The process's tests decode in workers; here each test would start its own.
+        options.setdefault("decoding", DecodingSettings(isolated=False))
         self.settings = PerceptualHashingSettings(
             banks=BankSettings(folder=root / "banks", required=["demo"]),
             content=ContentSettings(allowed_prefixes=[self.content.as_uri() + "/"]),

@@ -104,10 +104,11 @@ def webp_claiming(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def gif_of_frames(count: int) -> bytes:
-    """A GIF of one-pixel frames: 10,000 of them fit 200 kB."""
+def gif_of_frames(count: int, side: int = 1) -> bytes:
+    """A GIF of one-pixel frames on a square canvas: 10,000 of them fit 200 kB."""
     frame = b"\x2c" + bytes(4) + b"\x01\0\x01\0\0" + b"\x02\x02\x44\x01\0"
-    return b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff" + frame * count + b"\x3b"
+    canvas = struct.pack("<HH", side, side)
+    return b"GIF89a" + canvas + b"\x80\0\0\0\0\0\xff\xff\xff" + frame * count + b"\x3b"
 
 
 def jpeg_of_scans(count: int) -> bytes:

@@ -20,7 +20,8 @@ from seawall.classification.settings import ClassificationSettings
 from seawall.classification.trials import Trials
 from seawall.runtime import metrics, model_pack
 from seawall.runtime.content import ContentStore
-from seawall.runtime.decoding import DecodingSettings, Frame, Unscannable, decode_frames
+from seawall.runtime.decoding import Decoder, Frame, Unscannable
+from seawall.runtime.decoding.isolated import make_decoder
 
 OK = signal_pb2.ITEM_STATUS_OK
 _HIT, _MISS = {metrics.CACHE_RESULT: "hit"}, {metrics.CACHE_RESULT: "miss"}
@@ -130,7 +131,7 @@ def load(settings: ClassificationSettings) -> Scorer:
     scorer = Scorer(
         lineup,
         ContentStore(settings.content),
-        in_process(settings.decoding, settings.sampled_frames),
+        decoded_by(make_decoder(settings.decoding, workers), settings.sampled_frames),
         cache_size=settings.cached_results,
         trials=Trials(workers, settings.trial_seconds),
     )
@@ -146,13 +147,13 @@ def load(settings: ClassificationSettings) -> Scorer:
     return scorer
 
 
-def in_process(decoding: DecodingSettings, sampled_frames: int) -> Decode:
-    """Decode in the calling thread; of an animation the frames that differ most."""
+def decoded_by(decoder: Decoder, sampled_frames: int) -> Decode:
+    """Decode by ``decoder``; of an animation the frames that differ most."""
 
     def decode(data: bytes, *, min_side: int, declared: str) -> Sequence[Frame]:
-        return decode_frames(
-            data, "rgb", max_frames=sampled_frames, min_side=min_side, declared=declared, limits=decoding
-        )
+        frames = decoder.frames(data, "rgb", min_side, declared, most=sampled_frames)
+        # Copied: the decoder's next picture would lie in their place.
+        return [frame._replace(pixels=frame.pixels.copy()) for frame in frames]
 
     return decode
 

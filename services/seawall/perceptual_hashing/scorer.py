@@ -18,7 +18,8 @@ from seawall.perceptual_hashing.matcher import Match, Matcher
 from seawall.perceptual_hashing.reduction import REDUCED_SIDE, prepare
 from seawall.perceptual_hashing.settings import PerceptualHashingSettings
 from seawall.runtime.content import ContentStore
-from seawall.runtime.decoding import DecodingSettings, Frame, Pixels, Unscannable, iterate_frames
+from seawall.runtime.decoding import Decoder, Frame, Pixels, Unscannable
+from seawall.runtime.decoding.isolated import make_decoder
 
 #: The label of an item that a bank lists: 1 or 0.
 KNOWN_MATCH: Final = "known_match"
@@ -37,7 +38,6 @@ class Options(NamedTuple):
 
     variants: bool = True
     strip_borders: bool = True
-    decoding: DecodingSettings = DecodingSettings()
 
 
 class _Found:
@@ -81,9 +81,10 @@ class _Found:
 class HashingScorer:
     """Hashes and matches media items. Safe for threads; every call blocks."""
 
-    def __init__(self, loaded: Sequence[Bank], content: ContentStore, options: Options) -> None:
+    def __init__(self, loaded: Sequence[Bank], content: ContentStore, options: Options, decoder: Decoder) -> None:
         self._matcher = Matcher(loaded)
         self._content = content
+        self._decoder = decoder
         self._options = options
         self._pipelines = self._matcher.pipelines or (DEFAULT_PIPELINE,)
         # A JPEG is scaled while it is decoded, unless a bank needs every pixel.
@@ -111,7 +112,7 @@ class HashingScorer:
         self._digest(found, "sha256", item.content.sha256)
         self._digest(found, "md5", hashlib.md5(data, usedforsecurity=False).digest())
         try:
-            for frame in iterate_frames(data, "gray", self._min_side, item.content.media_type, self._options.decoding):
+            for frame in self._decoder.frames(data, "gray", self._min_side, item.content.media_type):
                 for name, picture in self._pictures(frame):
                     self._picture(found, name, picture)
         except Unscannable as error:
@@ -179,7 +180,8 @@ def load(settings: PerceptualHashingSettings) -> HashingScorer:
             "no bank lists anything, so nothing would ever match: put a bank into banks.folder, or say that this is "
             "meant with banks.allow_none",
         )
-    options = Options(settings.variants, settings.strip_borders, settings.decoding)
-    scorer = HashingScorer(loaded, ContentStore(settings.content), options)
+    options = Options(settings.variants, settings.strip_borders)
+    decoder = make_decoder(settings.decoding, settings.rpc_server.workers)
+    scorer = HashingScorer(loaded, ContentStore(settings.content), options, decoder)
     scorer.warm()
     return scorer

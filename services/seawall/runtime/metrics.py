@@ -90,6 +90,13 @@ WORKERS_STUCK = _gauge(
     "moderation.worker.stuck", "{worker}", "Workers held by one item for too long: with all of them stuck it restarts."
 )
 
+DECODER_DEATHS = _counter(
+    "moderation.decoder.deaths",
+    "{worker}",
+    "Decoding workers that died and were replaced, by signal: SIGXCPU a file that takes too long, SIGSEGV or SIGABRT a "
+    "decoder's bug, SIGKILL the system short of memory. Many in a row: one sender tries, or the library is broken.",
+)
+
 # Models
 SCORES = _histogram(
     "moderation.model.score",

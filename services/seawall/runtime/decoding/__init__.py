@@ -8,12 +8,15 @@
 
 A file is untrusted: its first bytes must be on the allow-list, the size its header claims is checked before a pixel is
 decoded, and bytes, pixels, frames and passes are capped by `DecodingSettings`. What cannot be read whole raises
-`Unscannable`, which is never clean. Every function is stateless and safe for threads, takes bytes and gives arrays, so
-that the work can move into other processes without its callers changing.
+`Unscannable`, which is never clean. Every function is stateless and safe for threads.
+
+A service does not call these itself: it asks a `Decoder` (`isolated.make_decoder`), which calls them in processes of
+their own, under limits of memory and time.
 """
 
 from __future__ import annotations
 
+from seawall.runtime.decoding.decoder import Decoder, InProcessDecoder
 from seawall.runtime.decoding.frames import Frame, decode_frames, iterate_frames
 from seawall.runtime.decoding.image_info import ImageInfo, ImageType
 from seawall.runtime.decoding.inspection import inspect
@@ -25,10 +28,12 @@ from seawall.runtime.decoding.unscannable import Reason, Unscannable
 __all__ = [
     "DEFAULT_LIMITS",
     "PDQ_MIN_SIDE",
+    "Decoder",
     "DecodingSettings",
     "Frame",
     "ImageInfo",
     "ImageType",
+    "InProcessDecoder",
     "Mode",
     "Pixels",
     "Reason",

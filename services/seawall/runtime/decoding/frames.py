@@ -16,6 +16,8 @@ from seawall.runtime.decoding.unscannable import truncated
 
 #: Side of the thumbnails by which frames are told apart.
 _THUMBNAIL: Final = 16
+#: Frames of an animation that are held rather than decoded again (bytes).
+_KEPT_BYTES: Final = 64 * 1024 * 1024
 #: JPEGs behind a JPEG (preview, depth map, gain map) that are decoded; more are TOO_MANY_FRAMES.
 _MAX_APPENDED: Final = 8
 
@@ -59,24 +61,39 @@ def decode_frames(
     declared: str = "",
     limits: DecodingSettings = DEFAULT_LIMITS,
 ) -> list[Frame]:
+    """`sample_frames`, all in memory."""
+    return list(sample_frames(data, mode, max_frames, min_side, declared, limits))
+
+
+def sample_frames(
+    data: bytes,
+    mode: px.Mode,
+    max_frames: int,
+    min_side: int | None = None,
+    declared: str = "",
+    limits: DecodingSettings = DEFAULT_LIMITS,
+) -> Iterator[Frame]:
     """At most ``max_frames`` frames that differ most: the first, then each time the one farthest from all chosen, so
     that a single odd frame is chosen early wherever it stands. A still costs no more than `decode_rgb`.
 
-    Arguments and errors as `decode_gray`.
+    Arguments and errors as `decode_gray`; every error is raised before the first frame is given.
     """
     thumbnails: list[npt.NDArray[np.float32]] = []
     kept: list[Frame] = []
+    kept_bytes = 0
     for frame in iterate_frames(data, mode, min_side, declared, limits):
-        if len(kept) < max_frames:
-            kept.append(frame)
         thumbnails.append(_thumbnail(frame.pixels))
-    if len(thumbnails) <= max_frames:
-        return kept
+        kept_bytes += frame.pixels.size
+        if len(thumbnails) <= max_frames and (len(thumbnails) == 1 or kept_bytes <= _KEPT_BYTES):
+            kept.append(frame)
+    if len(kept) == len(thumbnails):
+        yield from kept
+        return
     # Decoded twice rather than held: an animation's frames together may be too large for memory.
     kept.clear()
     wanted = set(_farthest(np.stack(thumbnails), max_frames))
     again = iterate_frames(data, mode, min_side, declared, limits)
-    return [frame for number, frame in enumerate(again) if number in wanted]
+    yield from (frame for number, frame in enumerate(again) if number in wanted)
 
 
 def _jpegs(
@@ -126,7 +143,7 @@ def _farthest(thumbnails: npt.NDArray[np.float32], count: int) -> list[int]:
     """Farthest-point sampling by mean absolute difference, from the first."""
     chosen = [0]
     distance = np.abs(thumbnails - thumbnails[0]).mean(axis=1)
-    while len(chosen) < count:
+    while len(chosen) < min(count, len(thumbnails)):
         farthest = int(distance.argmax())
         chosen.append(farthest)
         distance = np.minimum(distance, np.abs(thumbnails - thumbnails[farthest]).mean(axis=1))

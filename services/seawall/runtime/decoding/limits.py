@@ -26,6 +26,13 @@ class DecodingSettings(Group):
     max_total_pixels: int = Field(default=150_000_000, ge=1)
     # Passes of a progressive JPEG; encoders write about ten.
     max_scans: int = Field(default=64, ge=1)
+    # Decode in worker processes under the limits below. Off: in the service's own process, for tests and measurements.
+    isolated: bool = True
+    # Address space a worker may add to what it begins with; a file that needs more is TOO_MUCH_MEMORY. The largest
+    # pictures that the caps above allow take about 450 MB, one at a time in all workers together.
+    memory_bytes: ByteCount = 640 * 1024 * 1024
+    # CPU seconds a worker may spend on one file; one that needs more is TOO_SLOW, and its worker replaced.
+    cpu_seconds: int = Field(default=10, ge=1)
 
 
 DEFAULT_LIMITS = DecodingSettings()

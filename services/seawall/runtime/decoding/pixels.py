@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Literal
 
 import numpy as np
@@ -38,6 +38,16 @@ View = Literal["white", "black", "opaque"]
 #: Above so many pixels one picture is decoded at a time: what all threads together hold stays near what one does.
 _LARGE_PIXELS: Final = 4_000_000
 _large = threading.Lock()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    with _large:
+        yield
+
+
+#: How the slot for large pictures is held; worker processes share one between them.
+large_slot: Callable[[], AbstractContextManager[None]] = _one_thread
 #: Modes whose pixels may be transparent.
 _ALPHA_MODES: Final = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 
@@ -53,7 +63,7 @@ def memory_slot(info: ImageInfo, min_side: int | None) -> Iterator[None]:
     if pixels <= _LARGE_PIXELS:
         yield
         return
-    with _large:
+    with large_slot():
         yield
 
 

@@ -28,6 +28,12 @@ class Reason(StrEnum):
     TRUNCATED = "TRUNCATED"
     #: The file contradicts its format, or itself.
     CORRUPT = "CORRUPT"
+    #: Decoding it takes more memory than a worker has.
+    TOO_MUCH_MEMORY = "TOO_MUCH_MEMORY"
+    #: Decoding it takes more time than a worker has.
+    TOO_SLOW = "TOO_SLOW"
+    #: The decoder crashed over it.
+    DECODER_DIED = "DECODER_DIED"
 
 
 class Unscannable(Poison):

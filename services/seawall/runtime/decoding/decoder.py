@@ -1,0 +1,49 @@
+"""`Decoder`: where decoding happens, as the media stages see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from seawall.runtime.decoding.frames import Frame, iterate_frames, sample_frames
+from seawall.runtime.decoding.limits import DecodingSettings
+from seawall.runtime.decoding.pixels import Mode
+
+
+class Decoder(Protocol):
+    """Makes frames of untrusted bytes. Safe for threads."""
+
+    def frames(
+        self, data: bytes, mode: Mode, min_side: int | None = None, declared: str = "", most: int | None = None
+    ) -> Iterator[Frame]:
+        """Every frame as `iterate_frames` gives them, or the ``most`` that differ most, as `sample_frames`.
+
+        A frame's pixels are valid until the next frame is asked for: copy what is to be kept.
+
+        Raises:
+            Unscannable: also after some frames.
+            Retryable: the decoder itself is not to be had.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class InProcessDecoder:
+    """Decodes in the calling thread: for files that are ours (examples, tests, lists made by hand)."""
+
+    def __init__(self, limits: DecodingSettings) -> None:
+        self._limits = limits
+
+    def frames(
+        self, data: bytes, mode: Mode, min_side: int | None = None, declared: str = "", most: int | None = None
+    ) -> Iterator[Frame]:
+        """See `Decoder.frames`."""
+        if most is None:
+            return iterate_frames(data, mode, min_side, declared, self._limits)
+        return sample_frames(data, mode, most, min_side, declared, self._limits)
+
+    def close(self) -> None:
+        """See `Decoder.close`."""

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from seawall.core.errors import Retryable
+from seawall.runtime import metrics, prefork
+from seawall.runtime.decoding import (
+    DEFAULT_LIMITS,
+    DecodingSettings,
+    Frame,
+    InProcessDecoder,
+    Reason,
+    Unscannable,
+    messages,
+)
+from seawall.runtime.decoding.isolated import IsolatedDecoder, make_decoder
+from tests.support import images
+
+STILL = images.encode(images.photograph("coffee", (640, 480)))
+#: 10 kB that take many seconds on any machine: a thousand times the same large canvas.
+ENDLESS = images.gif_of_frames(1_000, 2_000)
+PATIENT = DecodingSettings(max_total_pixels=10**10, cpu_seconds=60)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[IsolatedDecoder]:
+    decoder = IsolatedDecoder(DEFAULT_LIMITS, 2)
+    yield decoder
+    decoder.close()
+
+
+def frames(decoder: IsolatedDecoder | InProcessDecoder, data: bytes, *rest: Any, **options: Any) -> list[Frame]:
+    """All frames, their pixels copied."""
+    found = decoder.frames(data, *rest, **options)
+    return [frame._replace(pixels=frame.pixels.copy()) for frame in found]
+
+
+def reason_of(decoder: IsolatedDecoder, data: bytes) -> Reason:
+    with pytest.raises(Unscannable) as caught:
+        frames(decoder, data, "gray")
+    return Reason(caught.value.reason)
+
+
+FILES: dict[str, bytes] = {
+    "a JPEG": STILL,
+    "a turned JPEG": images.with_exif_orientation(images.photograph("rocket", (300, 200)), 6),
+    "a PNG": images.encode(images.photograph("camera", (301, 77)), "PNG"),
+    "an AVIF": images.encode(images.photograph("chelsea", (200, 150)), "AVIF"),
+    "a GIF": images.animation([images.noise(90, 60, seed) for seed in range(7)], "GIF"),
+    "a WebP": images.animation([images.noise(90, 60, seed) for seed in range(5)], "WEBP"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("options", [("gray", None), ("gray", 64), ("rgb", 64)], ids=str)
+def test_workers_give_the_frames_that_the_process_itself_would(
+    decoder: IsolatedDecoder, name: str, options: tuple[Any, ...]
+) -> None:
+    alone = InProcessDecoder(DEFAULT_LIMITS)
+    for most in (None, 3):
+        expected, got = (frames(one, FILES[name], *options, most=most) for one in (alone, decoder))
+        assert [(frame.number, frame.view) for frame in got] == [(frame.number, frame.view) for frame in expected]
+        assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(got, expected, strict=True))
+
+
+def test_pixels_are_a_read_only_view_of_what_the_worker_wrote(decoder: IsolatedDecoder) -> None:
+    for frame in decoder.frames(STILL, "gray"):
+        assert not frame.pixels.flags.owndata
+        assert not frame.pixels.flags.writeable
+
+
+def test_what_is_unscannable_says_why_and_keeps_its_worker(decoder: IsolatedDecoder) -> None:
+    before = decoder.pids
+    assert reason_of(decoder, b"text") is Reason.UNKNOWN_TYPE
+    assert reason_of(decoder, STILL[:-900]) is Reason.TRUNCATED
+    assert reason_of(decoder, images.png_claiming(65_000, 65_000)) is Reason.TOO_MANY_PIXELS
+    assert reason_of(decoder, bytes(DEFAULT_LIMITS.max_bytes + 1)) is Reason.TOO_LARGE
+    assert decoder.pids == before
+
+
+def test_frames_before_the_fault_are_given(decoder: IsolatedDecoder) -> None:
+    # The JPEG stands whole; what rides behind it does not.
+    data = STILL + images.encode(images.noise(64, 64))[:-400] + b"\xff\xd9"
+    broken = data[: len(STILL) + 300]
+    seen = []
+    with pytest.raises(Unscannable):
+        for frame in decoder.frames(broken, "gray"):
+            seen.append(frame.number)
+    assert seen == [0]
+
+
+def test_frames_that_nobody_wants_any_more_leave_the_worker_free(decoder: IsolatedDecoder) -> None:
+    before = decoder.pids
+    for _ in range(5):
+        for _ in decoder.frames(FILES["a GIF"], "gray"):
+            break
+    assert len(frames(decoder, FILES["a GIF"], "gray")) == 7
+    assert decoder.pids == before
+
+
+def test_a_file_that_takes_too_long_is_unscannable_and_its_neighbours_are_decoded() -> None:
+    decoder = IsolatedDecoder(PATIENT.model_copy(update={"cpu_seconds": 1}), 2)
+    try:
+        before = decoder.pids
+        with ThreadPoolExecutor(2) as threads:
+            bad = threads.submit(reason_of, decoder, ENDLESS)
+            neighbours = [frames(decoder, STILL, "gray") for _ in range(20)]
+            assert bad.result() is Reason.TOO_SLOW
+        assert all(len(one) == 1 for one in neighbours)
+        assert len(set(before) - set(decoder.pids)) == 1
+        # The limit is of one file: many quick ones together may take longer.
+        assert frames(decoder, STILL, "gray")
+    finally:
+        decoder.close()
+
+
+def test_a_file_that_takes_too_much_memory_is_unscannable() -> None:
+    decoder = IsolatedDecoder(DecodingSettings(memory_bytes=48 * 2**20), 1)
+    try:
+        large = images.encode(images.plain(5000, 4000), "PNG", compress_level=1)
+        for _ in range(3):
+            assert reason_of(decoder, large) is Reason.TOO_MUCH_MEMORY
+        assert frames(decoder, STILL, "gray")
+    finally:
+        decoder.close()
+
+
+def killed_during(decoder: IsolatedDecoder, number: int) -> Reason:
+    """Kill the only worker once it has begun a file that occupies it."""
+    (pid,) = decoder.pids
+    found: list[Reason] = []
+    thread = threading.Thread(target=lambda: found.append(reason_of(decoder, ENDLESS)))
+    used = psutil.Process(pid).cpu_times().user
+    thread.start()
+    while thread.is_alive() and psutil.Process(pid).cpu_times().user - used < 0.2:
+        thread.join(0.01)
+    os.kill(pid, number)
+    thread.join(30)
+    return found[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_worker_that_crashes_is_replaced(number: int) -> None:
+    decoder = IsolatedDecoder(PATIENT, 1)
+    try:
+        before = decoder.pids
+        assert killed_during(decoder, number) is Reason.DECODER_DIED
+        assert decoder.pids != before
+        assert len(frames(decoder, STILL, "gray")) == 1
+    finally:
+        decoder.close()
+
+
+def test_a_worker_that_died_between_two_files_costs_neither() -> None:
+    decoder = IsolatedDecoder(DEFAULT_LIMITS, 1)
+    try:
+        (pid,) = decoder.pids
+        os.kill(pid, signal.SIGKILL)
+        until_gone(pid)
+        assert len(frames(decoder, STILL, "gray")) == 1
+        assert decoder.pids != [pid]
+    finally:
+        decoder.close()
+
+
+def until_gone(pid: int) -> None:
+    """Wait until a process runs no more; its parent may not have reaped it yet."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        assert select.select([descriptor], [], [], 30)[0]
+    finally:
+        os.close(descriptor)
+
+
+def test_a_helper_that_died_is_replaced_when_it_is_needed() -> None:
+    decoder = IsolatedDecoder(DEFAULT_LIMITS, 1)
+    try:
+        (pid,) = decoder.pids
+        helper = psutil.Process(pid).ppid()
+        os.kill(helper, signal.SIGKILL)
+        until_gone(helper)
+        # Its workers live on.
+        assert len(frames(decoder, STILL, "gray")) == 1
+        os.kill(pid, signal.SIGKILL)
+        until_gone(pid)
+        assert len(frames(decoder, STILL, "gray")) == 1
+    finally:
+        decoder.close()
+
+
+def test_deaths_in_a_row_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = IsolatedDecoder(DEFAULT_LIMITS, 1)
+    counted: list[str] = []
+    monkeypatch.setattr(
+        metrics.DECODER_DEATHS, "add", lambda number, attributes: counted.append(attributes[metrics.ERROR_TYPE])
+    )
+    try:
+        monkeypatch.setattr(prefork.Worker, "receive", dying(prefork.Worker.receive))
+        reasons = [reason_of(decoder, STILL) for _ in range(5)]
+    finally:
+        decoder.close()
+    assert reasons == [Reason.DECODER_DIED] * 5
+    assert counted == ["SIGSEGV"] * 5
+    assert "one after the other" in capsys.readouterr().err
+
+
+def dying(receive: Callable[[prefork.Worker], bytes]) -> Callable[[prefork.Worker], bytes]:
+    """Kill the worker that a reply is waited for, as a decoder's bug would."""
+
+    def dies(worker: prefork.Worker) -> bytes:
+        if worker.pid:
+            os.kill(worker.pid, signal.SIGSEGV)
+            until_gone(worker.pid)
+            return b""
+        return receive(worker)
+
+    return dies
+
+
+def test_workers_are_confined_and_leave_with_the_service() -> None:
+    code = (
+        "import sys; from seawall.runtime.decoding import DEFAULT_LIMITS\n"
+        "from seawall.runtime.decoding.isolated import IsolatedDecoder\n"
+        "decoder = IsolatedDecoder(DEFAULT_LIMITS, 2); print(*decoder.pids, flush=True); sys.stdin.read()"
+    )
+    service = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert service.stdout is not None
+        pids = [int(pid) for pid in service.stdout.readline().split()]
+        limits = {}
+        for pid in pids:
+            with open(f"/proc/{pid}/limits", encoding="ascii") as file:
+                limits[pid] = {line[:25].strip(): line[25:].split()[0] for line in file.readlines()[1:]}
+        for one in limits.values():
+            assert one["Max core file size"] == "0"
+            assert one["Max file size"] == "0"
+            assert int(one["Max address space"]) < 3 * 2**30
+        os.kill(service.pid, signal.SIGKILL)
+        for pid in pids:
+            until_gone(pid)
+    finally:
+        service.kill()
+        service.communicate()
+
+
+def test_a_pool_that_cannot_start_says_so() -> None:
+    with pytest.raises(Retryable, match="WORKERS_UNAVAILABLE"):
+        prefork.Pool("seawall.runtime.no_such_workload", {}, 1, prefork.Limits(2**20, 1, 1.0), 4096)
+
+
+def test_a_closed_decoder_refuses() -> None:
+    decoder = make_decoder(DEFAULT_LIMITS, 1)
+    assert isinstance(decoder, IsolatedDecoder)
+    decoder.close()
+    with pytest.raises(Retryable, match="WORKERS_UNAVAILABLE"):
+        frames(decoder, STILL, "gray")
+    assert isinstance(make_decoder(DecodingSettings(isolated=False), 1), InProcessDecoder)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"f", b"x" * 40, b"uNOT_A_REASON\0", b"e" + b"ValueError", b"f\1\0\7" + bytes(12), b"f\1\0\0" + b"\xff" * 12],
+    ids=repr,
+)
+def test_a_workers_word_is_checked(message: bytes) -> None:
+    with pytest.raises(messages.DecoderFailed):
+        messages.take_frame(message, np.zeros(4096, np.uint8))
