@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 
+import uvloop
+
 from seawall.aggregator.engine import Engine
 from seawall.aggregator.settings import AggregatorSettings
 from seawall.aggregator.traces import AggregatorObserver
@@ -29,7 +31,7 @@ def main() -> None:
     logging.setup(settings.telemetry, ROOM, settings.instance)
     telemetry.setup(settings.telemetry, ROOM, settings.instance)
     try:
-        asyncio.run(_run(settings))
+        uvloop.run(_run(settings))
     finally:
         telemetry.shutdown()
 

@@ -7,6 +7,8 @@ import gc
 import signal
 from typing import Any
 
+import uvloop
+
 from seawall.core.clock import SystemClock
 from seawall.relay.dead_letters import DeadLetters
 from seawall.relay.engine import Engine
@@ -31,7 +33,7 @@ def run(stage: Stage) -> None:
     logging.setup(settings.telemetry, room, settings.instance)
     telemetry.setup(settings.telemetry, room, settings.instance)
     try:
-        asyncio.run(_run(stage, room, settings))
+        uvloop.run(_run(stage, room, settings))
     finally:
         telemetry.shutdown()
 

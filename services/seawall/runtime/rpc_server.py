@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import grpc
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -194,7 +195,7 @@ def run(
     setup_logging(settings.telemetry, room, settings.instance)
     telemetry.setup(settings.telemetry, room, settings.instance)
     try:
-        asyncio.run(_run(settings, method, request_type, response_type, load))
+        uvloop.run(_run(settings, method, request_type, response_type, load))
     finally:
         telemetry.shutdown()
 
