@@ -66,6 +66,50 @@ DECISION_KIND_AMENDMENT: DecisionKind.ValueType  # 2
 """Over one signal that came after the joint decision: it may escalate, never lower."""
 Global___DecisionKind: _TypeAlias = DecisionKind  # noqa: Y015
 
+class _Severity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Severity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEVERITY_UNSPECIFIED: _Severity.ValueType  # 0
+    SEVERITY_LOW: _Severity.ValueType  # 1
+    SEVERITY_MEDIUM: _Severity.ValueType  # 2
+    SEVERITY_HIGH: _Severity.ValueType  # 3
+    SEVERITY_CRITICAL: _Severity.ValueType  # 4
+
+class Severity(_Severity, metaclass=_SeverityEnumTypeWrapper):
+    """How grave a rule is, for queues and alerts: the outcome says what is done, this says how soon a person looks."""
+
+SEVERITY_UNSPECIFIED: Severity.ValueType  # 0
+SEVERITY_LOW: Severity.ValueType  # 1
+SEVERITY_MEDIUM: Severity.ValueType  # 2
+SEVERITY_HIGH: Severity.ValueType  # 3
+SEVERITY_CRITICAL: Severity.ValueType  # 4
+Global___Severity: _TypeAlias = Severity  # noqa: Y015
+
+class _FollowUp:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FollowUpEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FollowUp.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FOLLOW_UP_UNSPECIFIED: _FollowUp.ValueType  # 0
+    FOLLOW_UP_CONFIRM: _FollowUp.ValueType  # 1
+    """Looks whether the act was right."""
+    FOLLOW_UP_DECIDE_REPORT: _FollowUp.ValueType  # 2
+    """Decides whether it is reported: only a person raises it to BLOCK_AND_REPORT."""
+
+class FollowUp(_FollowUp, metaclass=_FollowUpEnumTypeWrapper):
+    """What a person does after the platform has acted on the outcome. REVIEW as an outcome needs none of these."""
+
+FOLLOW_UP_UNSPECIFIED: FollowUp.ValueType  # 0
+FOLLOW_UP_CONFIRM: FollowUp.ValueType  # 1
+"""Looks whether the act was right."""
+FOLLOW_UP_DECIDE_REPORT: FollowUp.ValueType  # 2
+"""Decides whether it is reported: only a person raises it to BLOCK_AND_REPORT."""
+Global___FollowUp: _TypeAlias = FollowUp  # noqa: Y015
+
 @_typing.final
 class Evidence(_message.Message):
     """What a policy's conditions can see, besides `generation`. Built by the aggregator from the signals alone."""
@@ -216,23 +260,79 @@ class RuleHit(_message.Message):
     RULE_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     REASON_CODE_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    FOLLOW_UP_FIELD_NUMBER: _builtins.int
     rule_id: _builtins.str
     outcome: Global___Outcome.ValueType
     reason_code: _builtins.str
+    severity: Global___Severity.ValueType
+    follow_up: Global___FollowUp.ValueType
     def __init__(
         self,
         *,
         rule_id: _builtins.str = ...,
         outcome: Global___Outcome.ValueType = ...,
         reason_code: _builtins.str = ...,
+        severity: Global___Severity.ValueType = ...,
+        follow_up: Global___FollowUp.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "reason_code", b"reason_code", "rule_id", b"rule_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow_up", b"follow_up", "outcome", b"outcome", "reason_code", b"reason_code", "rule_id", b"rule_id", "severity", b"severity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RuleHit: _TypeAlias = RuleHit  # noqa: Y015
+
+@_typing.final
+class ShadowVerdict(_message.Message):
+    """What a whole bundle in shadow said of the same signals. Recorded so that it can be compared; nothing acts on it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_NAME_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    REASON_CODE_FIELD_NUMBER: _builtins.int
+    RULE_HITS_FIELD_NUMBER: _builtins.int
+    RULE_ERRORS_FIELD_NUMBER: _builtins.int
+    MISSING_STAGES_FIELD_NUMBER: _builtins.int
+    policy_name: _builtins.str
+    policy_version: _builtins.str
+    bundle_digest: _builtins.str
+    outcome: Global___Outcome.ValueType
+    rule_id: _builtins.str
+    reason_code: _builtins.str
+    @_builtins.property
+    def rule_hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleHit]: ...
+    @_builtins.property
+    def rule_errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def missing_stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Stages that this bundle requires and that had not reported."""
+
+    def __init__(
+        self,
+        *,
+        policy_name: _builtins.str = ...,
+        policy_version: _builtins.str = ...,
+        bundle_digest: _builtins.str = ...,
+        outcome: Global___Outcome.ValueType = ...,
+        rule_id: _builtins.str = ...,
+        reason_code: _builtins.str = ...,
+        rule_hits: _abc.Iterable[Global___RuleHit] | None = ...,
+        rule_errors: _abc.Iterable[_builtins.str] | None = ...,
+        missing_stages: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "missing_stages", b"missing_stages", "outcome", b"outcome", "policy_name", b"policy_name", "policy_version", b"policy_version", "reason_code", b"reason_code", "rule_errors", b"rule_errors", "rule_hits", b"rule_hits", "rule_id", b"rule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowVerdict: _TypeAlias = ShadowVerdict  # noqa: Y015
 
 @_typing.final
 class Comparison(_message.Message):
@@ -331,6 +431,13 @@ class Decision(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     RESCANNED_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    FOLLOW_UP_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    SHADOW_HITS_FIELD_NUMBER: _builtins.int
+    SHADOW_ERRORS_FIELD_NUMBER: _builtins.int
+    SHADOWS_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
     """Joint: derived from generation_id, attempt and policy digest. Amendment: from the signal's id and coordinates."""
     kind: Global___DecisionKind.ValueType
@@ -346,7 +453,7 @@ class Decision(_message.Message):
     reason_code: _builtins.str
     policy_name: _builtins.str
     policy_digest: _builtins.str
-    """SHA-256 of the policy bundle, lower-case hex."""
+    """SHA-256, lower-case hex, of all that judged: bundle_digest, or a digest over it and the bundles in shadow beside it."""
     generation_log_unix_nano: _builtins.int
     decided_unix_nano: _builtins.int
     traceparent: _builtins.str
@@ -355,6 +462,12 @@ class Decision(_message.Message):
     """True when the HOLD is scanned again as attempt + 1."""
     truncated: _builtins.bool
     """True when the signals' items were left out because the record would have exceeded the topic's limit."""
+    severity: Global___Severity.ValueType
+    """Of the rule that decided."""
+    follow_up: Global___FollowUp.ValueType
+    policy_version: _builtins.str
+    bundle_digest: _builtins.str
+    """SHA-256 of the bundle that decided, lower-case hex."""
     @_builtins.property
     def model(self) -> _generation_pb2.ModelRef: ...
     @_builtins.property
@@ -380,6 +493,16 @@ class Decision(_message.Message):
     @_builtins.property
     def completed_by(self) -> _generation_pb2.RecordCoordinates:
         """The record that completed the join, and its log time: the decision's own time."""
+
+    @_builtins.property
+    def shadow_hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleHit]:
+        """Rules of this bundle that are in shadow and held, and those of them that could not be evaluated."""
+
+    @_builtins.property
+    def shadow_errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def shadows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShadowVerdict]:
+        """Bundles in shadow."""
 
     def __init__(
         self,
@@ -411,10 +534,17 @@ class Decision(_message.Message):
         traceparent: _builtins.str = ...,
         rescanned: _builtins.bool = ...,
         truncated: _builtins.bool = ...,
+        severity: Global___Severity.ValueType = ...,
+        follow_up: Global___FollowUp.ValueType = ...,
+        policy_version: _builtins.str = ...,
+        bundle_digest: _builtins.str = ...,
+        shadow_hits: _abc.Iterable[Global___RuleHit] | None = ...,
+        shadow_errors: _abc.Iterable[_builtins.str] | None = ...,
+        shadows: _abc.Iterable[Global___ShadowVerdict] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_by", b"completed_by", "generation_record", b"generation_record", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "attempt", b"attempt", "comparisons", b"comparisons", "completed_by", b"completed_by", "conversation_id", b"conversation_id", "decided_unix_nano", b"decided_unix_nano", "decision_id", b"decision_id", "generation_id", b"generation_id", "generation_log_unix_nano", b"generation_log_unix_nano", "generation_record", b"generation_record", "kind", b"kind", "missing_stages", b"missing_stages", "modality", b"modality", "model", b"model", "nexus", b"nexus", "outcome", b"outcome", "policy_digest", b"policy_digest", "policy_name", b"policy_name", "reason_code", b"reason_code", "rescanned", b"rescanned", "rule_errors", b"rule_errors", "rule_hits", b"rule_hits", "rule_id", b"rule_id", "signals", b"signals", "tenant_id", b"tenant_id", "traceparent", b"traceparent", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "attempt", b"attempt", "bundle_digest", b"bundle_digest", "comparisons", b"comparisons", "completed_by", b"completed_by", "conversation_id", b"conversation_id", "decided_unix_nano", b"decided_unix_nano", "decision_id", b"decision_id", "follow_up", b"follow_up", "generation_id", b"generation_id", "generation_log_unix_nano", b"generation_log_unix_nano", "generation_record", b"generation_record", "kind", b"kind", "missing_stages", b"missing_stages", "modality", b"modality", "model", b"model", "nexus", b"nexus", "outcome", b"outcome", "policy_digest", b"policy_digest", "policy_name", b"policy_name", "policy_version", b"policy_version", "reason_code", b"reason_code", "rescanned", b"rescanned", "rule_errors", b"rule_errors", "rule_hits", b"rule_hits", "rule_id", b"rule_id", "severity", b"severity", "shadow_errors", b"shadow_errors", "shadow_hits", b"shadow_hits", "shadows", b"shadows", "signals", b"signals", "tenant_id", b"tenant_id", "traceparent", b"traceparent", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
