@@ -1,28 +1,54 @@
-"""Which concepts a prompt and its negative prompt hold, how near each other, and what the encoder should read.
+"""Which concepts a prompt, its negative prompt and earlier turns hold, how near each other, and what to read closely.
 
 Pure: terms and distances, no model. The grade found here is *detect*: enough to have a person look, not to block.
+
+A negative prompt is parsed apart. A risky word in it ("child, nsfw") protects, so it is no evidence; clothing or
+adulthood there is a sign. Where it goes on with the prompt's sentence ("explicit image of" | "a minor") the two are
+read as one text.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from seawall.prompt_scoring.normalise import View, views
 from seawall.prompt_scoring.term_packs import Concept, Hit
 from seawall.prompt_scoring.term_set import TermSet, by_concept
-from seawall.prompt_scoring.windows import Window, distinct, nearest_pairs, window
+from seawall.prompt_scoring.windows import Pair, Window, distinct, nearest_pairs, window
 
 #: Words between the two concepts → detect grade. Beyond the last, and across views, DISTANT.
 _BY_DISTANCE = ((12, 1.0), (40, 0.8), (400, 0.6))
 _DISTANT = 0.5
-#: One concept in the prompt, its counterpart taken away in the negative prompt.
+#: One concept in the prompt, its counterpart taken away in the negative prompt, or split between the two.
 _SPLIT = 0.8
+#: One concept in the prompt, the other in an earlier turn of the conversation.
+_TURNS = 0.7
 #: Concepts further apart than this many words are read as two stretches put together.
 _JOINT_WITHIN = 12
+#: Words between the concepts of a sentence that is split over prompt and negative prompt.
+_SPLIT_WITHIN = 12
+#: Places of a detection that are told.
+_MAX_PLACES = 8
+#: Characters of the prompt that are read together with what the negative prompt takes away.
+_QUOTED = 400
 
 _MINOR: Concept = "minor_reference"
 _NEGATED: frozenset[Concept] = frozenset(("negated_clothing", "negated_adulthood"))
 _SEXUAL: tuple[Concept, Concept] = ("sexual_context", "undressing_request")
+_PAIR: frozenset[Concept] = frozenset((_MINOR, *_SEXUAL))
+
+
+class Place(NamedTuple):
+    """Where a concept of a detection stands: half-open, in characters (code points) of the text as it came."""
+
+    concept: Concept
+    #: "prompt", "negative_prompt", or "turns/0" for the oldest turn.
+    field: str
+    start: int
+    end: int
 
 
 @dataclass
@@ -35,75 +61,191 @@ class Detection:
     minor_sexual: float = 0.0
     #: One of those concepts shows only once an evasion is undone.
     evasion: bool = False
+    #: One of the two concepts stands in an earlier turn.
+    across_turns: bool = False
     #: Stretches around the nearest pairs, for the encoder.
     windows: list[Window] = field(default_factory=list)
+    #: Where the pairs' concepts stand.
+    places: list[Place] = field(default_factory=list)
 
 
-def detect(prompt: str, negative_prompt: str, terms: TermSet, *, around: int, max_pairs: int) -> Detection:
-    """Read the prompt in every view, and the negative prompt for what it takes away.
-
-    A risky word in a negative prompt ("child, nsfw") protects, so it is no evidence; clothing or adulthood there is.
+def detect(
+    prompt: str,
+    negative_prompt: str,
+    terms: TermSet,
+    *,
+    around: int,
+    max_pairs: int,
+    turns: Sequence[str] = (),
+) -> Detection:
+    """Read the prompt in every view, together with its negative prompt and with earlier turns.
 
     Args:
+        turns: earlier turns of the conversation, oldest first.
         around: words of a window on either side of the two concepts.
         max_pairs: windows per view.
 
     Raises:
-        normalise.Expands: the text grows too much. term_set.MatchFailed: the pattern engine gave up.
+        normalise.Expands: a text grows too much. term_set.MatchFailed: the pattern engine gave up.
     """
     found = Detection()
-    seen: set[str] = set()
-    plain: set[Concept] = set()
-    languages: set[str] = set()
-    # The first view is the least changed one.
-    for index, view in enumerate(views(prompt)):
-        groups = by_concept(terms.hits(view))
-        concepts = groups.keys() - _NEGATED
-        found.concepts |= concepts
-        if index == 0:
-            plain |= concepts
-        minors = groups.get(_MINOR, [])
-        sexual = sorted((hit for concept in _SEXUAL for hit in groups.get(concept, [])), key=lambda hit: hit.start)
-        languages |= {hit.language for hit in (*minors, *sexual)}
-        if minors and sexual:
-            _near(found, seen, view, minors, sexual, around, max_pairs)
-    if _MINOR in found.concepts and not found.concepts.isdisjoint(_SEXUAL):
-        found.minor_sexual = max(found.minor_sexual, _DISTANT)
-    found.evasion = not (found.concepts & {_MINOR, *_SEXUAL}) <= plain
-    if negative_prompt:
-        language = languages.pop() if len(languages) == 1 else "und"
-        _taken_away(found, prompt, negative_prompt, terms, language)
+    reading = _read(prompt, terms)
+    if reading or negative_prompt or turns:
+        _Detector(found, terms, around, max_pairs).detect(prompt, reading, negative_prompt, turns)
     return found
 
 
-def _near(
-    found: Detection, seen: set[str], view: View, minors: list[Hit], sexual: list[Hit], around: int, max_pairs: int
-) -> None:
-    for pair in nearest_pairs(view.words, distinct(minors), distinct(sexual), max_pairs):
-        grade = next((grade for within, grade in _BY_DISTANCE if pair.distance <= within), _DISTANT)
-        found.minor_sexual = max(found.minor_sexual, grade)
-        read = window(view.words, pair, around, _JOINT_WITHIN)
-        if read.text not in seen:
-            seen.add(read.text)
-            found.windows.append(read)
+class _Seen(NamedTuple):
+    """A view in which terms were found."""
+
+    view: View
+    groups: dict[Concept, list[Hit]]
+    #: It undoes nothing: what stands in it stands in the text.
+    plain: bool
+
+    def minors(self) -> list[Hit]:
+        return distinct(self.groups.get(_MINOR, []))
+
+    def sexual(self) -> list[Hit]:
+        return distinct([hit for concept in _SEXUAL for hit in self.groups.get(concept, [])])
 
 
-def _taken_away(found: Detection, prompt: str, negative_prompt: str, terms: TermSet, language: str) -> None:
-    negated = {hit.concept for view in views(negative_prompt) for hit in terms.hits(view)} & _NEGATED
-    start = prompt[:_QUOTED]
-    if _MINOR in found.concepts and "negated_clothing" in negated:
-        found.concepts.add("negated_clothing")
-        found.windows.append(_combined(f"{start}, without clothes", language, "undressing_request"))
-    if not found.concepts.isdisjoint(_SEXUAL) and "negated_adulthood" in negated:
-        found.concepts.add("negated_adulthood")
-        found.windows.append(_combined(f"{start}, not an adult", language, "sexual_context"))
-    if found.concepts & _NEGATED:
-        found.minor_sexual = max(found.minor_sexual, _SPLIT)
+def _read(text: str, terms: TermSet) -> list[_Seen]:
+    """The views of a text in which terms are found, the least changed first."""
+    seen = []
+    for index, view in enumerate(views(text, terms.spelling)):
+        hits = terms.hits(view)
+        if hits:
+            seen.append(_Seen(view, dict(by_concept(hits)), index == 0))
+    return seen
 
 
-def _combined(text: str, language: str, concept: Concept) -> Window:
-    return Window(text, text, language, 0, concept, minor_last=False, apart=False)
+class _Detector:
+    def __init__(self, found: Detection, terms: TermSet, around: int, max_pairs: int) -> None:
+        self._found = found
+        self._terms = terms
+        self._around = around
+        self._max_pairs = max_pairs
+        self._windows: set[str] = set()
+
+    def detect(self, prompt: str, reading: Sequence[_Seen], negative_prompt: str, turns: Sequence[str]) -> None:
+        found = self._found
+        plain: set[Concept] = set()
+        for seen in reading:
+            concepts = seen.groups.keys() - _NEGATED
+            found.concepts |= concepts
+            if seen.plain:
+                plain |= concepts
+            if (minors := seen.minors()) and (sexual := seen.sexual()):
+                self._near(seen.view, minors, sexual)
+        if _MINOR in found.concepts and not found.concepts.isdisjoint(_SEXUAL):
+            self._grade(_DISTANT)
+        found.evasion = not (found.concepts & _PAIR) <= plain
+        if negative_prompt:
+            languages = {hit.language for seen in reading for hit in (*seen.minors(), *seen.sexual())}
+            self._taken_away(prompt, negative_prompt, languages.pop() if len(languages) == 1 else "und")
+            self._split(prompt, negative_prompt)
+        if turns and not found.concepts.isdisjoint(_PAIR):
+            self._turns(reading, turns)
+
+    def _grade(self, grade: float) -> None:
+        self._found.minor_sexual = max(self._found.minor_sexual, grade)
+
+    def _near(self, view: View, minors: list[Hit], sexual: list[Hit]) -> None:
+        for pair in nearest_pairs(view.words, minors, sexual, self._max_pairs):
+            self._grade(next((grade for within, grade in _BY_DISTANCE if pair.distance <= within), _DISTANT))
+            self._quote(view.words, pair)
+            for hit in (pair.one, pair.other):
+                self._place(Place(hit.concept, "prompt", *view.origin(hit.start, hit.end)))
+
+    def _quote(self, words: bytes, pair: Pair) -> None:
+        read = window(words, pair, self._around, _JOINT_WITHIN)
+        if read.text not in self._windows:
+            self._windows.add(read.text)
+            self._found.windows.append(read)
+
+    def _place(self, place: Place) -> None:
+        places = self._found.places
+        if len(places) < _MAX_PLACES and place not in places:
+            places.append(place)
+
+    def _taken_away(self, prompt: str, negative_prompt: str, language: str) -> None:
+        """Clothing taken away from a minor, adulthood from a sexual prompt."""
+        found = self._found
+        start = prompt[:_QUOTED]
+        for seen in _read(negative_prompt, self._terms):
+            for concept, counterpart, words, stands_for in _TAKEN_AWAY:
+                if concept in seen.groups and not found.concepts.isdisjoint(counterpart):
+                    hit = seen.groups[concept][0]
+                    self._place(Place(concept, "negative_prompt", *seen.view.origin(hit.start, hit.end)))
+                    if concept not in found.concepts:
+                        found.concepts.add(concept)
+                        text = f"{start}, {words}"
+                        found.windows.append(Window(text, text, language, 0, stands_for, minor_last=False, apart=False))
+                    self._grade(_SPLIT)
+
+    def _split(self, prompt: str, negative_prompt: str) -> None:
+        """One sentence over both: the prompt breaks off, or the negative prompt goes on, in the middle of a phrase."""
+        segment = _SEGMENT.match(negative_prompt)
+        going_on = segment[0] if segment else ""
+        if not (_BREAKS_OFF.search(prompt) or _GOES_ON.search(going_on)):
+            return
+        head = prompt.rstrip()
+        seam = len(head) + 1
+        for seen in _read(f"{head} {going_on.strip()}", self._terms):
+            minors, sexual = seen.minors(), seen.sexual()
+            if not (minors and sexual):
+                continue
+            for pair in nearest_pairs(seen.view.words, minors, sexual, self._max_pairs):
+                spans = [seen.view.origin(hit.start, hit.end) for hit in (pair.one, pair.other)]
+                over = any(start < seam < end for start, end in spans) or len({start < seam for start, _ in spans}) == 2
+                if over and pair.distance <= _SPLIT_WITHIN:
+                    self._grade(_SPLIT)
+                    self._found.concepts |= {pair.one.concept, pair.other.concept}
+                    self._quote(seen.view.words, pair)
+
+    def _turns(self, reading: Sequence[_Seen], turns: Sequence[str]) -> None:
+        """One of the two concepts in the prompt, the other in an earlier turn."""
+        for number, turn in enumerate(turns):
+            for earlier in _read(turn, self._terms):
+                for seen in reading:
+                    self._across(earlier, seen, f"turns/{number}")
+
+    def _across(self, earlier: _Seen, seen: _Seen, name: str) -> None:
+        """Read the two views as one text, the earlier turn first."""
+        words = earlier.view.words + seen.view.words[1:]
+        shift = len(earlier.view.words) - 1
+        for minors, sexual in (
+            (earlier.minors(), [_moved(hit, shift) for hit in seen.sexual()]),
+            ([_moved(hit, shift) for hit in seen.minors()], earlier.sexual()),
+        ):
+            if not (minors and sexual):
+                continue
+            self._grade(_TURNS)
+            self._found.across_turns = True
+            for pair in nearest_pairs(words, minors, sexual, 1):
+                self._quote(words, pair)
+                for hit in (pair.one, pair.other):
+                    late = hit.start >= shift
+                    view = seen.view if late else earlier.view
+                    start, end = (hit.start - shift, hit.end - shift) if late else (hit.start, hit.end)
+                    self._place(Place(hit.concept, "prompt" if late else name, *view.origin(start, end)))
 
 
-#: Characters of the prompt that are read together with what the negative prompt takes away.
-_QUOTED = 400
+def _moved(hit: Hit, by: int) -> Hit:
+    return hit._replace(start=hit.start + by, end=hit.end + by)
+
+
+#: What a negative prompt takes away, from which concepts, how an encoder should read it, and what it stands for.
+_TAKEN_AWAY: tuple[tuple[Concept, tuple[Concept, ...], str, Concept], ...] = (
+    ("negated_clothing", (_MINOR,), "without clothes", "undressing_request"),
+    ("negated_adulthood", _SEXUAL, "not an adult", "sexual_context"),
+)
+#: The first item of a list: a sentence that goes on ends there.
+_SEGMENT = re.compile(r"[^,;\n|]{1,400}")
+_PHRASE = (
+    r"(?:of|an?|the|with|in|on|for|is|are|who|and|by|from|to|my|her|his|de|des|du|un|une|una|la|el|der|die|das|ein|eine|"
+    r"von|mit|di)"
+)
+_BREAKS_OFF = re.compile(rf"(?i)(?:^|\s)(?:{_PHRASE}|[0-9]{{1,2}})\s*$")
+_GOES_ON = re.compile(rf"(?i)(?:^|\s)(?:{_PHRASE})\s|^\s*(?:years?|yrs?)\b")

@@ -2,37 +2,45 @@
 
 Every view is lower-case words as UTF-8 with one space between them and one at each end, so that a term pack needs to
 know nothing about case, punctuation or separators, and a distance in words is a count of spaces. Views only ever add
-evidence: a term is a term in whichever view it stands.
+evidence: a term is a term in whichever view it stands. A view can say which range of the original text a range of its
+words came from.
 
     original    the text itself but for case and separators (where it is plain ASCII, "words" says the same)
-    words       invisible characters removed, NFKC, casefold, separators to spaces
+    words       invisible characters removed, NFKC, casefold, digits of every script to 0-9
     skeleton    lookalike letters folded to ASCII (Unicode TR39 and a supplement), accents removed
-    joined      spaced-out or punctuated letters joined
+    unspaced    no separators between letters of scripts that put none between words
+    joined      spaced-out letters joined
+    closed      punctuation inside words removed
     leet        digits and signs inside words read as letters; twice, as "1" stands for i and for l
     squeezed    letters repeated three times or more cut to one, and to two
-    decoded     percent escapes and base64 read once
-    tags        text written in invisible tag characters
-    reversed    text after a right-to-left override, as a person sees it
+    repaired    spelling mended, broken words put together and joined words taken apart
+    decoded     the views of the text with percent escapes, character references, backslash escapes and base64 read
+    tags        the views of the text with invisible tag characters shown
+    reversed    the views of the text with right-to-left overrides obeyed
 
-The last six exist only where the text shows signs of them. Plain ASCII without such signs costs two table look-ups.
+All but the first three exist only where the text shows signs of them. Plain ASCII of known words costs two table
+look-ups and a comparison with a set.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import unicodedata
-from collections.abc import Iterator
-from functools import cache
-from importlib import resources
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes
 
-import re2
+from seawall.prompt_scoring import encodings, evasions
+from seawall.prompt_scoring.alignment import Composed, Edit, Edited, Folded, Span, Step, Worded, apply, origin
+from seawall.prompt_scoring.characters import INVISIBLE, ORIGINAL, PLAIN, SKELETON, runs_of_marks
+from seawall.prompt_scoring.evasions import Sign
+from seawall.prompt_scoring.spelling import Spelling
 
 #: A view is never longer than this many times the text's UTF-8 bytes: one code point may fold to eighteen.
 MAX_EXPANSION = 4
+#: An escape inside an escape is read; more are not.
+_MAX_ROUNDS = 2
+#: Views of one text. There are a dozen of each round at most; this is a bound, not an aim.
+_MAX_VIEWS = 48
 
 
 class View(NamedTuple):
@@ -41,259 +49,209 @@ class View(NamedTuple):
     name: str
     #: Lower-case words, UTF-8, one space between and at both ends.
     words: bytes
-    #: Byte ranges that were joined from single letters: words may run together there, without a space.
-    glued: tuple[tuple[int, int], ...] = ()
+    #: Byte ranges where words may run together, without a space: letters that were spaced out.
+    glued: tuple[Span, ...] = ()
+    #: How it was made, first step first.
+    steps: tuple[Step, ...] = ()
+
+    def origin(self, start: int, end: int) -> Span:
+        """The range of the original text, in characters, that the bytes ``start:end`` of `words` were made from."""
+        return origin(self.steps, start, end)
 
 
 class Expands(ValueError):
     """The text grows beyond MAX_EXPANSION when normalised: made to exhaust memory, not to be read."""
 
 
-def views(text: str) -> list[View]:
-    """The views of ``text``, each different from those before it.
+def views(text: str, spelling: Sequence[Spelling] = ()) -> list[View]:
+    """The views of ``text``, each with words that no view before it has.
 
-    ``text`` must be encodable as UTF-8 (no lone surrogates). Time and memory are linear in its length.
+    Args:
+        text: must be encodable as UTF-8 (no lone surrogates).
+        spelling: the languages whose spelling is repaired. The first one's known words need no look at all.
+
+    Time and memory are linear in the text's length.
 
     Raises:
         Expands: the normalised text is more than MAX_EXPANSION times as long.
     """
     if text.isascii():
-        raw = text.encode().translate(_LOWER)
-        words = _spaced(raw.translate(_SEPARATORS, _CONTROLS))
-        found = [View("words", words)]
-        if _SIGNS.search(raw) is None:
-            return found
-        visible = raw.translate(None, _CONTROLS).decode()
-    else:
-        found, visible = _unicode_views(text)
-    _derived(found, text, visible)
-    return _distinct(found)
+        # The way that nearly every prompt takes, and no further than here.
+        tokens = text.encode().translate(_WORD_BYTES, _CONTROL_BYTES).split()
+        words = b" ".join((b"", *tokens, b""))
+        if spelling and spelling[0].known.issuperset(tokens) and len(tokens) == len(text.split()):
+            return [View("words", words, (), (Worded(text),))]
+    reader = _Reader(spelling, MAX_EXPANSION * len(text.encode()) + 1024)
+    reader.read(text, (), "", 0)
+    return list(reader.views.values())
 
 
 def visible_text(text: str) -> str:
     """``text`` without invisible and control characters: what a sentence encoder should read."""
     if text.isascii():
         return text if _ASCII_CONTROL.search(text) is None else text.translate(_NO_CONTROLS)
-    return str(_INVISIBLE.sub("", text))
+    return INVISIBLE.sub("", text)
 
 
-# --- plain text -------------------------------------------------------------------------------------------------------
-
-_CONTROLS = bytes(c for c in range(128) if (c < 32 and c not in b"\t\n\v\f\r") or c == 127)
-_NO_CONTROLS = {c: None for c in _CONTROLS}
-_ASCII_CONTROL = re.compile(f"[{re.escape(_CONTROLS.decode())}]")
-_LOWER = bytes(range(256)).lower()
-_SEPARATORS = bytes(c if chr(c).isalnum() and c < 128 else 32 for c in _LOWER)
-
-
-def _spaced(words: bytes) -> bytes:
-    return b" ".join((b"", *words.split(), b""))
-
-
-# --- beyond ASCII -----------------------------------------------------------------------------------------------------
-
-#: Default-ignorable code points, bidi controls, tag characters, variation selectors, and controls.
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
-#: Canonical ordering sorts each run of marks, in time that grows with the square of its length.
-_MANY_MARKS = re2.compile(r"(\pM{4})\pM+")
-_NOT_WORDS = re2.compile(r"[^\pL\pN\pM]+")
-_MARKS = re2.compile(r"\pM+")
-
-
-def _unicode_views(text: str) -> tuple[list[View], str]:
-    """The first three views, and the visible text with lookalikes folded, lower-case, separators kept."""
-    limit = MAX_EXPANSION * len(text.encode()) + 1024
-    visible = _MANY_MARKS.sub(r"\1", _INVISIBLE.sub("", text))
-    plain = _bounded(unicodedata.normalize("NFKC", visible).casefold(), limit)
-    # Lookalikes first: casefolding a Greek or Cyrillic capital would leave a small letter that looks like nothing.
-    letters = unicodedata.normalize("NFD", visible).translate(_confusables())
-    skeleton = unicodedata.normalize("NFKD", letters).casefold()
-    skeleton = _bounded(_MARKS.sub("", skeleton), limit)
-    found = [
-        View("original", _words(text.lower())),
-        View("words", _words(plain)),
-        View("skeleton", _words(skeleton)),
-    ]
-    return found, skeleton
+_CONTROL_BYTES = bytes(c for c in range(128) if (c < 32 and c not in b"\t\n\v\f\r") or c == 127)
+_NO_CONTROLS = {c: None for c in _CONTROL_BYTES}
+_ASCII_CONTROL = re.compile(f"[{re.escape(_CONTROL_BYTES.decode())}]")
+#: ASCII letters to lower case, ASCII separators to a space; the bytes of other characters as they are.
+_WORD_BYTES = bytes(c if c >= 128 or chr(c).isalnum() else 32 for c in bytes(range(256)).lower())
+_TOKEN = re.compile(r"[^\x00-/:-@\[-`{-\x7f]+")
 
 
 def _words(text: str) -> bytes:
-    return _spaced(_NOT_WORDS.sub(b" ", text.encode()))
+    return b" ".join((b"", *text.encode().translate(_WORD_BYTES).split(), b""))
 
 
-def _bounded(text: str, limit: int) -> str:
-    if len(text) * 4 > limit and len(text.encode()) > limit:
-        raise Expands
-    return text
-
-
-@cache
-def _confusables() -> dict[int, str]:
-    data = resources.files(__package__).joinpath("data", "confusables.txt").read_text(encoding="utf-8")
-    rows = (line.split() for line in data.splitlines() if not line.startswith("#"))
-    return {int(code, 16): letters for code, letters, _origin in rows}
-
-
-# --- signs of evasion -------------------------------------------------------------------------------------------------
-
-_LEET = "013457@$|!8"
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-_SIGNS = re2.compile(
-    "|".join(
-        (
-            rf"[a-z][{_LEET}]+[a-z]",
-            rf"\b(?:[{_LEET}][a-z]{{2}}|[{_LEET}]+[a-z]{{3}})",
-            r"[a-z]{2}[0134578$@]+\b",
-            r"[$@!|][a-z]{2}",
-            r"\b[a-z0-9][^a-z0-9]{1,3}[a-z0-9][^a-z0-9]{1,3}[a-z0-9][^a-z0-9]{1,3}[a-z0-9]\b",
-            "|".join(letter * 3 for letter in _ALPHABET),
-            r"%[0-9a-f]{2}[^%]{0,3}%[0-9a-f]{2}",
-            r"[a-z0-9+/_-]{16}",
-            r"[\x00-\x08\x0e-\x1f\x7f]",
-        )
-    )
+Steps = tuple[Step, ...]
+_ESCAPES: tuple[tuple[Sign, Callable[[str], list[Edit]]], ...] = (
+    (Sign.PERCENT, encodings.percent),
+    (Sign.ENTITY, encodings.references),
+    (Sign.ESCAPE, encodings.backslashes),
+    (Sign.BASE64, encodings.base64_words),
 )
 
 
-def _derived(found: list[View], text: str, visible: str) -> None:
-    """Append the views that undo an evasion. ``visible`` is lower-case with its separators."""
-    found.extend(_decoded(text))
-    found.extend(_tags(text))
-    found.extend(_reversed(text))
-    joined, runs = _join(visible)
-    if runs:
-        found.append(_view_with_runs("joined", joined, runs))
-    unleet = _unleet(joined, _LEET_I)
-    found.append(_view_with_runs("leet", unleet, runs))
-    if _ONE.search(joined):
-        found.append(_view_with_runs("leet", _unleet(joined, _LEET_L), runs))
-    if _REPEATED.search(unleet):
-        found.extend(View("squeezed", _words(_REPEATED.sub(keep, unleet))) for keep in (r"\1", r"\1\1"))
+class _Reader:
+    """Makes the views of one text."""
+
+    def __init__(self, spelling: Sequence[Spelling], limit: int) -> None:
+        self.views: dict[bytes, View] = {}
+        self._spelling = spelling
+        self._limit = limit
+
+    def read(self, text: str, steps: Steps, name: str, round_: int) -> None:
+        """Add every view of ``text``, which ``steps`` made; ``name`` instead of their own if it was hidden."""
+        if text.isascii():
+            visible, made = text, steps
+            raw = text.encode()
+            if len(raw.translate(None, _CONTROL_BYTES)) != len(raw):
+                controls = [Edit(*match.span(), "") for match in _ASCII_CONTROL.finditer(text)]
+                visible, made = self._edited(text, steps, controls)
+            base = visible.lower()
+            self._add(name or "words", base, made)
+        else:
+            base, made = self._unicode(text, steps, name)
+        shown = evasions.signs(base.encode())
+        # What was hidden is read in place of what hid it, with everything around it: its views are this text's too.
+        if round_ == _MAX_ROUNDS or not self._hidden(text, steps, shown, round_ + 1):
+            self._evaded(base, made, name, shown)
+
+    def _unicode(self, text: str, steps: Steps, name: str) -> tuple[str, Steps]:
+        """Add the first three views. Returns the skeleton with its separators."""
+        if not steps:
+            self._add("original", text.translate(ORIGINAL), (Folded(text, ORIGINAL),))
+        plain = self._bounded(text.translate(PLAIN))
+        plain_steps = (*steps, Folded(text, PLAIN))
+        if not plain.isascii():
+            cut = [Edit(match.start() + 4, match.end(), "") for match in runs_of_marks(plain)]
+            plain, plain_steps = self._edited(plain, plain_steps, cut)
+            composed = unicodedata.normalize("NFC", plain)
+            if composed != plain:
+                plain, plain_steps = composed, (*plain_steps, Composed(plain))
+        skeleton = self._bounded(text.translate(SKELETON))
+        skeleton_steps: Steps = (*steps, Folded(text, SKELETON))
+        if evasions.has_spaceless(plain):
+            plain, plain_steps = self._edited(plain, plain_steps, evasions.spaceless_edges(plain))
+            skeleton, skeleton_steps = self._edited(skeleton, skeleton_steps, evasions.spaceless_edges(skeleton))
+            gaps = evasions.spaceless_gaps(plain)
+            if gaps:
+                self._add(name or "unspaced", *self._edited(plain, plain_steps, gaps))
+        self._add(name or "words", plain, plain_steps)
+        self._add(name or "skeleton", skeleton, skeleton_steps)
+        return skeleton, skeleton_steps
+
+    def _hidden(self, text: str, steps: Steps, shown: Sequence[int], round_: int) -> bool:
+        """Read what is hidden in escapes, with all its views. Whether there was anything."""
+        readers = [reader for sign, reader in _ESCAPES if sign in shown]
+        hidden = bool(readers) and self._after(readers, text, steps, "decoded", round_)
+        if not text.isascii():
+            hidden |= self._after((encodings.tags,), text, steps, "tags", round_)
+            hidden |= self._after((encodings.overrides,), text, steps, "reversed", round_)
+        return hidden
+
+    def _after(
+        self, readers: Sequence[Callable[[str], list[Edit]]], text: str, steps: Steps, name: str, round_: int
+    ) -> bool:
+        changed, made = text, steps
+        for reader in readers:
+            changed, made = self._edited(changed, made, reader(changed))
+        if changed == text:
+            return False
+        self.read(self._bounded(changed), made, name, round_)
+        return True
+
+    def _evaded(self, base: str, steps: Steps, name: str, shown: Sequence[int]) -> None:
+        """Add the views that undo what was done to single words, one on top of the other."""
+        texts: list[tuple[str, Steps, Sequence[Span]]] = [(base, steps, ())]
+        if Sign.SPACED in shown:
+            edits, spaced = evasions.join(base)
+            if edits:
+                texts[0] = (*self._edited(base, steps, edits), spaced)
+                self._add(name or "joined", *texts[0])
+        if Sign.CLOSED in shown and (edits := evasions.close(texts[0][0])):
+            texts.append((*self._edited(*texts[0][:2], edits), ()))
+            self._add(name or "closed", *texts[-1])
+        changed = len(texts) > 1 or texts[0][0] is not base
+        if Sign.LEET in shown or changed:
+            for text, made, runs in tuple(texts):
+                for edits in evasions.unleet(text):
+                    # As long as before, so runs stay where they are.
+                    texts.append((*self._edited(text, made, edits), runs))
+                    self._add(name or "leet", *texts[-1])
+                    changed = True
+        if Sign.REPEATED in shown or changed:
+            for text, made, _ in tuple(texts):
+                if Sign.REPEATED in evasions.signs(text.encode()):
+                    for edits in evasions.squeeze(text):
+                        texts.append((*self._edited(text, made, edits), ()))
+                        self._add(name or "squeezed", *texts[-1])
+        for spelling in self._spelling:
+            memory: dict[str, str | None] = {}
+            for text, made, _ in texts:
+                self._repair(text, made, name, spelling, memory)
+
+    def _repair(self, text: str, steps: Steps, name: str, spelling: Spelling, memory: dict[str, str | None]) -> None:
+        words = text.encode().translate(_WORD_BYTES).split()
+        known = spelling.known
+        unknown = [index for index, word in enumerate(words) if word not in known]
+        repairs = spelling.repair(words, unknown, memory) if unknown else ()
+        if repairs:
+            spans = [token.span() for token in _TOKEN.finditer(text)]
+            edits = [Edit(spans[one.first][0], spans[one.first + one.length - 1][1], one.text) for one in repairs]
+            self._add(name or "repaired", *self._edited(text, steps, edits))
+
+    def _edited(self, text: str, steps: Steps, edits: list[Edit]) -> tuple[str, Steps]:
+        return (apply(text, edits), (*steps, Edited(edits))) if edits else (text, steps)
+
+    def _bounded(self, text: str) -> str:
+        if len(text) * 4 > self._limit and len(text.encode()) > self._limit:
+            raise Expands
+        return text
+
+    def _add(self, name: str, text: str, steps: Steps, runs: Sequence[Span] = ()) -> None:
+        if len(self.views) >= _MAX_VIEWS:
+            return
+        words, glued = (_words(text), ()) if not runs else _with_runs(text, runs)
+        before = self.views.get(words)
+        if before is None or (glued and not before.glued):
+            self.views[words] = View(name, words, glued, (*steps, Worded(text)))
 
 
-def _distinct(found: list[View]) -> list[View]:
-    kept: dict[bytes, View] = {}
-    for view in found:
-        before = kept.get(view.words)
-        if before is None or (view.glued and not before.glued):
-            kept[view.words] = view
-    return list(kept.values())
-
-
-#: Four or more single letters or digits with one to three separators between them.
-_SPACED_OUT = re.compile(r"(?<![^\W_])(?:[^\W_][\W_]{1,3}){3,}[^\W_](?![^\W_])")
-_GAPS = re.compile(r"[\W_]+")
-
-
-def _join(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """Spaced-out letters joined, and the character ranges of the result where words may run together."""
-    parts: list[str] = []
-    runs: list[tuple[int, int]] = []
-    at = length = 0
-    for match in _SPACED_OUT.finditer(text):
-        # A wider gap than the narrowest of the run is a space between words; so is a bare space among dots or dashes.
-        gaps = _GAPS.findall(match[0])
-        signs = 2 * sum(gap.isspace() for gap in gaps) < len(gaps)
-        narrow = min(len(gap) for gap in gaps)
-        letters = _GAPS.split(match[0])
-        spaces = (" " if len(gap) > narrow or (signs and gap.isspace()) else "" for gap in gaps)
-        joined = "".join(part for pair in zip(letters, (*spaces, ""), strict=True) for part in pair)
-        before = text[at : match.start()]
-        parts += [before, joined]
-        length += len(before)
-        runs.append((length, length + len(joined)))
-        length += len(joined)
-        at = match.end()
-    parts.append(text[at:])
-    return "".join(parts), runs
-
-
-def _view_with_runs(name: str, text: str, runs: list[tuple[int, int]]) -> View:
-    """The words of ``text`` with its character ranges turned into byte ranges of the words."""
-    words = b" "
-    glued: list[tuple[int, int]] = []
+def _with_runs(text: str, runs: Sequence[Span]) -> tuple[bytes, tuple[Span, ...]]:
+    """The words of ``text``, and its character ranges as byte ranges of the words."""
+    parts = [b" "]
+    size = 1
+    glued: list[Span] = []
     at = 0
     for start, end in runs:
-        words += _words(text[at:start])[1:]
-        piece = _words(text[start:end])
-        glued.append((len(words), len(words) + len(piece) - 2))
-        words += piece[1:]
+        before, piece = _words(text[at:start])[1:], _words(text[start:end])[1:]
+        parts += (before, piece)
+        size += len(before)
+        glued.append((size, size + len(piece) - 1))
+        size += len(piece)
         at = end
-    return View(name, words + _words(text[at:])[1:], tuple(glued))
-
-
-def _leet_table(one: str) -> dict[int, str]:
-    return str.maketrans({"0": "o", "1": one, "|": one, "!": one, "3": "e", "4": "a", "@": "a", "5": "s", "$": "s",
-                          "7": "t", "8": "b"})  # fmt: skip
-
-
-_LEET_I, _LEET_L = _leet_table("i"), _leet_table("l")
-_TOKEN = re.compile(r"[a-z0-9@$|!]+")
-_HAS_SIGN = re.compile(f"[{re.escape(_LEET)}]")
-_HAS_LETTER = re.compile("[a-z]")
-#: An age or an ordinal ("12yo", "10th"), or a word and its exclamation mark.
-_NOT_LEET = re.compile(r"[0-9]+(?:yo|y|yrs?|st|nd|rd|th)|[a-z]+!+")
-
-
-def _unleet(text: str, table: dict[int, str]) -> str:
-    """Signs read as letters in every word that holds both."""
-
-    def read(match: re.Match[str]) -> str:
-        token = match[0]
-        if _HAS_LETTER.search(token) is None or _HAS_SIGN.search(token) is None or _NOT_LEET.fullmatch(token):
-            return token
-        return token.translate(table)
-
-    return _TOKEN.sub(read, text)
-
-
-_ONE = re.compile(r"[1|!]")
-_REPEATED = re.compile(r"([^\W\d_])\1{2,}")
-
-
-# --- other encodings --------------------------------------------------------------------------------------------------
-
-_PERCENT = re.compile(r"%[0-9A-Fa-f]{2}.{0,3}%[0-9A-Fa-f]{2}")
-_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{16,}={0,2}")
-_MAX_BASE64 = 64
-_TAG = re.compile("[\U000e0020-\U000e007e]+")
-_OVERRIDE = re.compile("[\u202e\u2067\u202b]([^\u202c\u2069\n]*)")
-
-
-def _decoded(text: str) -> Iterator[View]:
-    """Escapes read once: no nesting, so that the work stays linear."""
-    if _PERCENT.search(text):
-        yield View("decoded", _folded(unquote_to_bytes(text.replace("+", " ")).decode("utf-8", "replace")))
-    plain = []
-    for match in list(_BASE64.finditer(text))[:_MAX_BASE64]:
-        token = match[0].rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
-        try:
-            data = base64.b64decode(token + "=" * (-len(token) % 4), validate=True).decode("utf-8")
-        except (binascii.Error, UnicodeDecodeError):
-            continue
-        if data.isprintable():
-            plain.append(data)
-    if plain:
-        yield View("decoded", _folded(" ".join((text, *plain))))
-
-
-def _tags(text: str) -> Iterator[View]:
-    found = [] if text.isascii() else _TAG.findall(text)
-    if found:
-        hidden = " ".join("".join(chr(ord(c) - 0xE0000) for c in run) for run in found)
-        yield View("tags", _folded(f"{text} {hidden}"))
-
-
-def _reversed(text: str) -> Iterator[View]:
-    if not text.isascii() and _OVERRIDE.search(text):
-        yield View("reversed", _folded(_OVERRIDE.sub(lambda match: match[1][::-1], text)))
-
-
-def _folded(text: str) -> bytes:
-    """Words with lookalikes folded, for text that was hidden anyway."""
-    visible = _MANY_MARKS.sub(r"\1", _INVISIBLE.sub("", text))
-    limit = MAX_EXPANSION * len(text.encode()) + 1024
-    return _words(_bounded(unicodedata.normalize("NFKC", visible.translate(_confusables())).casefold(), limit))
+    parts.append(_words(text[at:])[1:])
+    return b"".join(parts), tuple(glued)

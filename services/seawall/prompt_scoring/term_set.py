@@ -6,14 +6,20 @@ A pattern is compiled as it is written, and once more with its letters folded as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import re2
 
 from seawall.core.errors import Fatal
+from seawall.prompt_scoring import patterns, spelling
+from seawall.prompt_scoring.characters import PLAIN, SKELETON
 from seawall.prompt_scoring.normalise import View
 from seawall.prompt_scoring.term_packs import Concept, Hit, Term, TermPack
+
+_DIGITS = b"0123456789"
 
 
 class MatchFailed(RuntimeError):
@@ -33,12 +39,16 @@ class TermSet:
         """
         if not packs:
             raise Fatal("NO_TERM_PACKS", "packs: none is configured, so nothing could be found: keep the bundled packs")
-        self._terms = [term for pack in packs for term in pack.terms]
+        self._terms = [variant for pack in packs for term in pack.terms for variant in _variants(term)]
+        #: The languages whose spelling is repaired before matching; English first.
+        self.spelling = tuple(_spelling(packs))
         self._spans: dict[int, Any] = {}
         self._options = re2.Options()
         # RE2 would print the pattern.
         self._options.log_errors = False
         self._options.max_mem = max_mem_bytes
+        # Matches everything, so that its absence shows a search that gave up.
+        self._canary = len(self._terms)
         self._set = self._compile(glued=False)
         self._glued_set = self._compile(glued=True)
 
@@ -49,15 +59,16 @@ class TermSet:
             MatchFailed: the memory budget is spent; the text must not be taken for clean.
         """
         found = self._match(self._set, view.words)
-        hits = self._located(found, view.words, glued=False) if found else []
+        if not found and not view.glued:
+            return []
+        hits = self._located(found, view.words, glued=False)
         for start, end in view.glued:
             part = view.words[start:end]
             glued = self._match(self._glued_set, part)
             hits += [
                 hit._replace(start=hit.start + start, end=hit.end + start) for hit in self._located(glued, part, True)
             ]
-        hits.sort(key=lambda hit: (hit.start, hit.end))
-        return hits
+        return sorted(set(hits), key=_position)
 
     def _compile(self, glued: bool) -> Any:
         compiled = re2.Set.SearchSet(self._options)
@@ -67,7 +78,6 @@ class TermSet:
                 compiled.Add(_wrapped(term, glued))
             except re2.error:
                 raise Fatal("BAD_TERM_PACK", f"{term.where} is not a pattern RE2 can compile: mend it") from None
-        # Matches everything, so that its absence shows a search that gave up.
         compiled.Add("")
         try:
             compiled.Compile()
@@ -78,10 +88,12 @@ class TermSet:
         return compiled
 
     def _match(self, compiled: Any, text: bytes) -> list[int]:
-        found = compiled.Match(text) or []
-        if len(self._terms) not in found:
-            raise MatchFailed
-        return [index for index in found if index != len(self._terms)]
+        found: list[int] = compiled.Match(text) or []
+        try:
+            found.remove(self._canary)
+        except ValueError:
+            raise MatchFailed from None
+        return found
 
     def _located(self, indices: Iterable[int], text: bytes, glued: bool) -> list[Hit]:
         hits: list[Hit] = []
@@ -93,8 +105,8 @@ class TermSet:
                 exempt.setdefault(term.concept, []).extend(spans)
             else:
                 hits += [Hit(term.concept, *span, term.language) for span in spans]
-        if exempt:
-            hits = [hit for hit in hits if not _inside(hit, exempt.get(hit.concept, ()))]
+        for concept, spans in exempt.items():
+            hits = _outside(hits, concept, spans)
         return hits
 
     def _find(self, index: int, text: bytes, glued: bool) -> list[tuple[int, int]]:
@@ -107,24 +119,12 @@ class TermSet:
         spans = []
         at = 0
         while at <= len(text) and (match := compiled.search(text, at)) is not None:
-            spans.append(match.span(1))
+            start, end = match.span(1)
+            if term.boundary or not _cuts_number(text, start, end):
+                spans.append((start, end))
             # From the term's own end: the boundary after it may be the boundary before the next.
-            at = max(match.end(1), at + 1)
+            at = max(end, at + 1)
         return spans
-
-
-_EDGE = r"[^0-9A-Za-z\x80-\x{10FFFF}]"
-
-
-def _wrapped(term: Term, glued: bool) -> str:
-    """The term as RE2 gets it: between edges of words, or, where the spaces between words are lost, anywhere."""
-    if glued:
-        return f"({term.pattern.replace(' ?', ' ').replace(' ', ' ?')})"
-    return rf"(?:^|{_EDGE})({term.pattern})(?:$|{_EDGE})" if term.boundary else f"({term.pattern})"
-
-
-def _inside(hit: Hit, spans: Iterable[tuple[int, int]]) -> bool:
-    return any(start <= hit.start and hit.end <= end for start, end in spans)
 
 
 def by_concept(hits: Iterable[Hit]) -> Mapping[Concept, list[Hit]]:
@@ -133,3 +133,69 @@ def by_concept(hits: Iterable[Hit]) -> Mapping[Concept, list[Hit]]:
     for hit in hits:
         groups.setdefault(hit.concept, []).append(hit)
     return groups
+
+
+def _position(hit: Hit) -> tuple[int, int, str, str]:
+    return hit.start, hit.end, hit.concept, hit.language
+
+
+def _wrapped(term: Term, glued: bool) -> str:
+    """The term as RE2 gets it: between edges of words, or, where the spaces between words are lost, anywhere."""
+    if glued:
+        return f"({term.pattern.replace(' ?', ' ').replace(' ', ' ?')})"
+    # A view has one space between words and at both ends, and no other edge.
+    return f" ({term.pattern}) " if term.boundary else f"({term.pattern})"
+
+
+def _variants(term: Term) -> Iterator[Term]:
+    plain = patterns.folded(term.pattern, PLAIN)
+    yield term._replace(pattern=plain)
+    skeleton = patterns.folded(term.pattern, SKELETON)
+    if skeleton != plain:
+        yield term._replace(pattern=skeleton)
+
+
+def _spelling(packs: Sequence[TermPack]) -> Iterator[spelling.Spelling]:
+    """English, and every other language that brings a vocabulary."""
+    english = [pack for pack in packs if pack.card.language.partition("-")[0] == "en"]
+    yield _language(english, spelling.english())
+    for pack in packs:
+        if pack.vocabulary and pack not in english:
+            yield _language([pack], ())
+
+
+def _language(packs: Sequence[TermPack], words: Sequence[str]) -> spelling.Spelling:
+    ordinary = [*words]
+    risky: set[str] = set()
+    for pack in packs:
+        ordinary += [word.translate(SKELETON) for word in pack.vocabulary]
+        for term in pack.terms:
+            spelled = {word.translate(SKELETON) for word in patterns.literal_words(term.pattern)}
+            if term.exempts or term.concept == "benign_context":
+                # Late in the order, where two letters are no word.
+                ordinary += sorted(word for word in spelled if len(word) > 3)
+            else:
+                risky |= spelled
+    return spelling.Spelling(ordinary, risky)
+
+
+def _cuts_number(text: bytes, start: int, end: int) -> bool:
+    before, first = text[start - 1 : start], text[start : start + 1]
+    last, after = text[end - 1 : end], text[end : end + 1]
+    return (first in _DIGITS and before != b"" and before in _DIGITS) or (
+        last in _DIGITS and after != b"" and after in _DIGITS
+    )
+
+
+def _outside(hits: Iterable[Hit], concept: Concept, spans: list[tuple[int, int]]) -> list[Hit]:
+    """The hits but those of ``concept`` that lie inside a span."""
+    spans.sort()
+    starts = [start for start, _ in spans]
+    # The furthest end of the spans that begin no later.
+    furthest = list(accumulate((end for _, end in spans), max))
+
+    def inside(hit: Hit) -> bool:
+        index = bisect_right(starts, hit.start)
+        return index > 0 and hit.end <= furthest[index - 1]
+
+    return [hit for hit in hits if hit.concept != concept or not inside(hit)]

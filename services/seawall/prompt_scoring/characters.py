@@ -1,0 +1,114 @@
+"""What single characters are folded to, in tables that fill themselves as characters are met."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import resources
+
+#: Default-ignorable code points, bidi controls, tag characters, variation selectors, and controls.
+_INVISIBLE_CLASS = (
+    "\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+INVISIBLE = re.compile(f"[{_INVISIBLE_CLASS}]")
+#: Letters of scripts that put no space between words: Thai, Lao, Myanmar, Khmer, kana, Han and their extensions.
+SPACELESS = (
+    "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+#: Arabic's tatweel stretches a word and means nothing.
+_TATWEEL = "\u0640"
+#: A table stops to remember here: a text of every code point there is must not fill the memory.
+_MAX_REMEMBERED = 65_536
+
+
+class Table(dict[int, str | None]):
+    """For ``str.translate``: computes what a character is folded to when it is first met. Safe for threads."""
+
+    def __init__(self, fold: Callable[[str], str]) -> None:
+        super().__init__()
+        self._fold = fold
+
+    def __missing__(self, code: int) -> str:
+        folded = self._fold(chr(code))
+        if len(self) < _MAX_REMEMBERED:
+            self[code] = folded
+        return folded
+
+
+def _original(char: str) -> str:
+    """Lower case; separators and invisible characters to a space, digits of every script to 0-9."""
+    return "".join(" " if INVISIBLE.match(c) else _letter(c) for c in char.lower())
+
+
+def _plain(char: str) -> str:
+    """NFKC and casefold; separators to a space, invisible characters to nothing, digits of every script to 0-9."""
+    if INVISIBLE.match(char) or char == _TATWEEL:
+        return ""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", char).casefold())
+    return "".join(map(_letter, text))
+
+
+def _skeleton(char: str) -> str:
+    """As it looks: lookalikes to ASCII, marks removed. ASCII separators stay; others become a full stop or a space."""
+    if INVISIBLE.match(char) or char == _TATWEEL:
+        return ""
+    # Lookalikes first: casefolding a Greek or Cyrillic capital would leave a small letter that looks like nothing.
+    text = unicodedata.normalize("NFD", char).translate(_confusables())
+    text = unicodedata.normalize("NFKD", text).casefold()
+    letters = (c if c.isascii() else _letter(c) for c in text if not unicodedata.category(c).startswith("M"))
+    text = unicodedata.normalize("NFC", "".join(letters))
+    return "." if text == " " and not char.isspace() else text
+
+
+def _letter(char: str) -> str:
+    category = unicodedata.category(char)
+    if category == "Nd":
+        return str(unicodedata.decimal(char))
+    return char if category[0] in "LMN" else " "
+
+
+ORIGINAL = Table(_original)
+PLAIN = Table(_plain)
+SKELETON = Table(_skeleton)
+
+
+@cache
+def _confusables() -> dict[int, str]:
+    data = resources.files(__package__).joinpath("data", "confusables.txt").read_text(encoding="utf-8")
+    rows = (line.split() for line in data.splitlines() if not line.startswith("#"))
+    return {int(code, 16): letters for code, letters, _origin in rows}
+
+
+@cache
+def _marks(beyond: bool) -> str:
+    """Every combining mark, as the inside of a character class; those beyond the basic plane if asked for."""
+    ranges: list[list[int]] = []
+    for code in (*range(0x300, 0x10000), *(range(0x10000, 0x1F000) if beyond else ())):
+        if unicodedata.category(chr(code)).startswith("M"):
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+
+
+@cache
+def _runs_of_marks(beyond: bool) -> re.Pattern[str]:
+    return re.compile(f"[{_marks(beyond)}]{{5,}}")
+
+
+def runs_of_marks(text: str) -> Iterator[re.Match[str]]:
+    """Five combining marks or more in a row."""
+    # Canonical ordering sorts each run of marks, in time that grows with the square of its length. A class that stays
+    # inside the basic plane is searched for ten times as fast.
+    return _runs_of_marks(max(text) > "\uffff").finditer(text)
+
+
+@cache
+def clusters() -> re.Pattern[str]:
+    """A character with what may compose with it: combining marks, and the vowels and finals of Hangul."""
+    return re.compile(f"(?s).[{_marks(True)}\u1160-\u11ff]*")
