@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from seawall.perceptual_hashing.kernels import kernel
 from seawall.runtime.decoding import Pixels
 
 #: Levels by which the outermost line's pixels may differ: coding noise.
@@ -27,24 +27,59 @@ def strip(gray: Pixels) -> Pixels | None:
     Args:
         gray: (h, w).
     """
-    top, bottom = _border(gray), _border(gray[::-1])
-    inner = gray[top : gray.shape[0] - bottom]
-    if len(inner) < _LEAST:
-        return None
-    left, right = _border(inner.T), _border(inner.T[::-1])
-    inner = inner[:, left : gray.shape[1] - right]
-    if inner.shape[1] < _LEAST:
-        return None
+    # One type for the compiler, whoever made the array.
+    gray = np.ascontiguousarray(gray).view()
+    gray.flags.writeable = False
     height, width = gray.shape
-    return inner if max((top + bottom) / height, (left + right) / width) >= _NARROWEST else None
+    top, bottom = _lines(gray, 0, height), _lines(gray, height - 1, height)
+    if height - bottom - top < _LEAST:
+        return None
+    left, right = _columns(gray, 0, top, height - bottom), _columns(gray, width - 1, top, height - bottom)
+    if width - right - left < _LEAST:
+        return None
+    if max((top + bottom) / height, (left + right) / width) < _NARROWEST:
+        return None
+    return gray[top : height - bottom, left : width - right]
 
 
-def _border(lines: npt.NDArray[np.uint8]) -> int:
-    """How many of the first lines are of one colour, and the same one."""
-    low, high = int(lines[0].min()), int(lines[0].max())
-    if high - low > _TOLERANCE:
-        return 0
-    # The usual picture ends above; only now are all lines looked at.
-    away = np.abs(lines.astype(np.int16) - (low + high) // 2)
-    uniform = (away <= _RINGING).mean(axis=1) >= _SHARE
-    return len(lines) if uniform.all() else int(uniform.argmin())
+@kernel()
+def _lines(gray: Pixels, first: int, height: int) -> int:
+    """How many lines from ``first`` (the uppermost or the lowest) inwards are of one colour, and the same one."""
+    width = gray.shape[1]
+    step = 1 if first == 0 else -1
+    low = high = np.int64(gray[first, 0])
+    for x in range(width):
+        low, high = min(low, np.int64(gray[first, x])), max(high, np.int64(gray[first, x]))
+        if high - low > _TOLERANCE:
+            # The usual picture: known within a few pixels.
+            return 0
+    level = (low + high) // 2
+    for line in range(height):
+        y = first + step * line
+        count = 0
+        for x in range(width):
+            count += 1 if abs(np.int64(gray[y, x]) - level) <= _RINGING else 0
+        if count < _SHARE * width:
+            return line
+    return height
+
+
+@kernel()
+def _columns(gray: Pixels, first: int, top: int, end: int) -> int:
+    """The same for columns, within the lines from ``top`` to before ``end``."""
+    width = gray.shape[1]
+    step = 1 if first == 0 else -1
+    low = high = np.int64(gray[top, first])
+    for y in range(top, end):
+        low, high = min(low, np.int64(gray[y, first])), max(high, np.int64(gray[y, first]))
+        if high - low > _TOLERANCE:
+            return 0
+    level = (low + high) // 2
+    for line in range(width):
+        x = first + step * line
+        count = 0
+        for y in range(top, end):
+            count += 1 if abs(np.int64(gray[y, x]) - level) <= _RINGING else 0
+        if count < _SHARE * (end - top):
+            return line
+    return width
