@@ -297,3 +297,42 @@ def test_interleaving_and_crashes_do_not_change_a_decision(
     for decision_id, value in again.decisions:
         assert expected[decision_id] == value
     assert {i for i, _ in crashing.decisions} | {i for i, _ in again.decisions} == set(expected)
+
+
+# ---- signals that a bank's change caused -----------------------------------------------------------------------------
+
+
+def retroactive(g: generation_pb2.Generation, entry: str, *, offset: int) -> signal_pb2.Signal:
+    """A match found after the generation was measured; of several each has its own id."""
+    made = signal(g, f"{HASHING}.retroactive", offset=offset, matches=[signal_pb2.BankMatch(bank="b", entry_id=entry)])
+    made.signal_id = f"id-{entry}"
+    made.caused_by.topic = "bank_entries.v1"
+    return made
+
+
+def test_every_retroactive_signal_of_an_open_generation_joins() -> None:
+    state = join()
+    g = generation()
+    state.on_generation(g, at_generation(0))
+    for offset, entry in enumerate(("one", "two", "one")):
+        assert state.on_signal(retroactive(g, entry, offset=0), at_signal(offset)) == []
+    done = completed(state.on_signal(signal(g, PROMPT, offset=0), at_signal(3)))
+    assert sorted(done.joined.signals) == ["id-one", "id-two", PROMPT]
+    assert state.on_signal(retroactive(g, "two", offset=0), at_signal(4)) == [], "the decision rests on it already"
+    assert len(state.on_signal(retroactive(g, "three", offset=0), at_signal(5))) == 1
+
+
+def test_a_retroactive_signal_is_judged_once_by_its_id() -> None:
+    state = join(next_generation=9)
+    for offset, (entry, events) in enumerate((("one", 1), ("two", 1), ("one", 0), ("two", 0))):
+        found = state.on_signal(retroactive(generation(), entry, offset=3), at_signal(offset))
+        assert len(found) == events
+        assert all(isinstance(event, LateSignal) for event in found)
+
+
+def test_what_was_judged_before_a_take_over_is_recalled() -> None:
+    state = join(next_generation=9)
+    state.remember_judged(retroactive(generation(), "one", offset=3))
+    state.remember_judged(signal(generation(), PROMPT, offset=3))
+    assert state.on_signal(retroactive(generation(), "one", offset=3), at_signal(0)) == []
+    assert len(state.on_signal(signal(generation(), PROMPT, offset=3), at_signal(1))) == 1, "a stage may say more"

@@ -187,6 +187,30 @@ def test_a_late_signal_may_escalate_and_never_lower() -> None:
     )
 
 
+def test_a_picture_that_a_bank_listed_later_is_explained() -> None:
+    late = signal("perceptual_hashing.retroactive", received=0)
+    late.caused_by.topic, late.caused_by.offset = "bank_entries.v1", 7
+    item = late.items.add(item_id="output/0", status=signal_pb2.ITEM_STATUS_OK)
+    item.matches.add(bank="known", entry_id="e-1", distance=3, hash_type="pdq", category="stand-in", variant="original")
+    amendment = decision_pb2.Decision(
+        decision_id="a-1",
+        kind=decision_pb2.DECISION_KIND_AMENDMENT,
+        generation_id="gen-1",
+        attempt=1,
+        outcome=decision_pb2.OUTCOME_BLOCK_AND_REPORT,
+        rule_id="known-hash",
+        generation_record=generation_pb2.RecordCoordinates(topic="generations.v1", partition=3, offset=41),
+        decided_unix_nano=T0 + 20 * MS,
+    )
+    amendment.signals.add(signal=late, log_unix_nano=T0 + 18 * MS)
+    shown = drawn(Found(decision(), "decisions.v1", 0, 0), Found(amendment, "decisions.v1", 0, 1))
+    assert "Late signal  BLOCK_AND_REPORT  known-hash" in shown
+    assert "a bank listed it later (bank_entries.v1/0/7)" in shown
+    assert "known/e-1 pdq distance 3, original, stand-in" in shown
+    assert "20.0 ms from when the late signal was begun" in shown, "not since 1970"
+    assert "bank's change" in shown
+
+
 def test_a_repeat_is_no_conflict_and_a_difference_is() -> None:
     different = decision()
     different.outcome = decision_pb2.OUTCOME_ALLOW

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from seawall.api.decision.v1 import decision_pb2
 from seawall.core.errors import Fatal
-from seawall.core.join import Decided, Join, has_error
+from seawall.core.join import Decided, Join, has_error, role
 from seawall.runtime.broker import Broker, TopicPartition
 
 _LIMIT_SECONDS = 20.0
@@ -54,5 +54,8 @@ def _remember(join: Join, value: bytes | None) -> None:
         # Only the aggregator writes here; another version's record at worst means that a repeat is decided again.
         return
     if decision.kind == decision_pb2.DECISION_KIND_JOINT and decision.attempt:
-        stages = frozenset(joined.signal.stage for joined in decision.signals if not has_error(joined.signal))
+        stages = frozenset(role(joined.signal) for joined in decision.signals if not has_error(joined.signal))
         join.remember(decision.generation_id, decision.attempt, Decided(decision.generation_record.offset, stages))
+    elif decision.kind == decision_pb2.DECISION_KIND_AMENDMENT:
+        for joined in decision.signals:
+            join.remember_judged(joined.signal)

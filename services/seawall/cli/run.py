@@ -9,7 +9,7 @@ from seawall.local.supervisor import bind_to_parent
 
 _STAGES = ("prompt_scoring", "perceptual_hashing", "classification")
 _RELAY = ".relay"
-ROOMS = (*_STAGES, *(stage + _RELAY for stage in _STAGES), "aggregator")
+ROOMS = (*_STAGES, *(stage + _RELAY for stage in _STAGES), "perceptual_hashing.retroactive", "aggregator")
 
 
 def run(room: str) -> None:
@@ -24,7 +24,7 @@ def run(room: str) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("seawall"):
             raise
-        extra = room.removesuffix(_RELAY)
+        extra = room.partition(".")[0]
         raise Fatal(
             "EXTRA_MISSING", f"{room} needs the package {error.name}: pip install 'seawall[{extra}]'"
         ) from error

@@ -117,6 +117,9 @@ def _decision(decision: decision_pb2.Decision, records: Sequence[Found]) -> Rend
     if decision.nexus:
         nexus = [generation_pb2.Nexus.Name(one).removeprefix("NEXUS_").lower() for one in decision.nexus]
         parts.append(Text(f"rests on: {', '.join(nexus)}"))
+    for cause in (joined.signal.caused_by for joined in decision.signals if joined.signal.HasField("caused_by")):
+        where = f"{cause.topic}/{cause.partition}/{cause.offset}"
+        parts.append(Text(f"found afterwards, in what was measured then: a bank listed it later ({where})"))
     if decision.comparisons:
         parts.append(_comparisons(decision))
     if decision.signals:
@@ -195,7 +198,9 @@ def _findings(item: signal_pb2.ItemResult) -> Text:
 def _waterfall(decision: decision_pb2.Decision) -> RenderableType:
     stages, total = waterfall(decision), total_nanos(decision)
     longest = max([total, *(stage.spans[-1].end for stage in stages if stage.spans)], default=0) or 1
-    table = _table(f"Where the time went: {_ms(total)} from the generation's record to the decision")
+    # A late signal knows nothing of the generation's record: its time begins with the signal's own.
+    begin = "the generation's record" if decision.generation_log_unix_nano else "when the late signal was begun"
+    table = _table(f"Where the time went: {_ms(total)} from {begin} to the decision")
     table.add_column("stage")
     table.add_column(Text.assemble(*((f"{glyph} {hop}  ", colour) for hop, (glyph, colour) in _HOP_STYLE.items())))
     for hop in HOPS:
@@ -238,6 +243,9 @@ def _hops(decision: decision_pb2.Decision, records: Sequence[Found]) -> Table:
         signal = joined.signal
         tries = f", {signal.rpc_attempts} tries" if signal.rpc_attempts > 1 else ""
         by = f"{signal.relay_instance} ⇄ {signal.service_instance or 'no service'}, batch of {signal.batch_size}{tries}"
+        if signal.HasField("caused_by"):
+            row("bank's change", signal.caused_by, 0)
+            by = ""
         row(f"signal {signal.stage}", joined.record, joined.log_unix_nano, by)
     if decision.completed_by.topic:
         row("completed by", decision.completed_by, decision.decided_unix_nano)

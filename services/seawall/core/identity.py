@@ -24,6 +24,18 @@ def signal_id(generation_id: str, attempt: int, stage: str) -> str:
     return _digest(f"signal\x1f{generation_id}\x1f{attempt}\x1f{stage}")
 
 
+def retroactive_signal_id(
+    generation_id: str, attempt: int, partition: int, offset: int, bank: str, entry_id: str
+) -> str:
+    """The id of the signal that a bank's new entry causes for a generation record measured before, 32 hex digits.
+
+    Of the record's coordinates as well: of an attempt that was sent twice only one record is decided, and a signal that
+    speaks of the other is absorbed.
+    """
+    parts = (generation_id, attempt, partition, offset, bank, entry_id)
+    return _digest("\x1f".join(("retroactive_signal", *map(str, parts))))
+
+
 def decision_id(generation_id: str, attempt: int, policy_digest: str) -> str:
     """The id of the joint decision for one generation attempt under one policy, 32 hex digits."""
     return _digest(f"decision\x1f{generation_id}\x1f{attempt}\x1f{policy_digest}")

@@ -84,13 +84,19 @@ class Decided(NamedTuple):
     """What is remembered of a decided generation attempt."""
 
     offset: int
-    #: Stages whose signals the decision rests on and that reported no error.
+    #: Stages whose signals the decision rests on and that reported no error; of a retroactive signal its id.
     stages: frozenset[str]
 
 
 def has_error(signal: signal_pb2.Signal) -> bool:
     """True if any item of the signal reports ERROR."""
     return any(item.status == _ERROR for item in signal.items)
+
+
+def role(signal: signal_pb2.Signal) -> str:
+    """What a signal is to a join: its stage, of which one counts; or its id, if a bank's change caused it, because a
+    generation may have several of those, each with something else to say."""
+    return signal.signal_id if signal.HasField("caused_by") else signal.stage
 
 
 class Join:
@@ -113,6 +119,8 @@ class Join:
         self._early: dict[int, list[tuple[signal_pb2.Signal | None, Position]]] = {}
         self._early_count = 0
         self._decided: OrderedDict[tuple[str, int], Decided] = OrderedDict()
+        #: Ids of retroactive signals that were judged alone. The same id says the same, so it is judged once.
+        self._judged: OrderedDict[str, None] = OrderedDict()
         self._unsettled: set[int] = set()
         self._unsettled_heap: list[int] = []
         self._first_signal: set[int] = set()
@@ -130,6 +138,13 @@ class Join:
         self._decided[key] = decided
         if len(self._decided) > self._remember:
             self._decided.popitem(last=False)
+
+    def remember_judged(self, signal: signal_pb2.Signal) -> None:
+        """Recall a late signal that was judged before, here or by whoever had the partition."""
+        if signal.HasField("caused_by"):
+            self._judged[signal.signal_id] = None
+            if len(self._judged) > self._remember:
+                self._judged.popitem(last=False)
 
     # ---- records -----------------------------------------------------------------------------------------------
 
@@ -261,20 +276,24 @@ class Join:
         if (signal.generation_id, signal.attempt) != (joined.generation.generation_id, joined.generation.attempt):
             # Coordinates of another topic's life (recreated, restored): not evidence about this generation.
             return []
-        before = joined.signals.get(signal.stage)
+        part = role(signal)
+        before = joined.signals.get(part)
         if before is None or has_error(before.signal):
-            joined.signals[signal.stage] = ReadSignal(signal, position)
+            joined.signals[part] = ReadSignal(signal, position)
         if joined.required <= joined.signals.keys():
             return [self._complete(generation_offset, position)]
         return []
 
     def _late(self, generation_offset: int, signal: signal_pb2.Signal, position: Position) -> list[Event]:
         decided = self._decided.get((signal.generation_id, signal.attempt))
-        if decided is not None and (signal.stage in decided.stages or decided.offset != generation_offset):
+        if decided is not None and (role(signal) in decided.stages or decided.offset != generation_offset):
+            return []
+        if signal.signal_id in self._judged:
             return []
         if (signal.generation_id, signal.attempt) in self._open_by_id:
             # A repeated record's signal while the first is still open: the first record's own signal will come.
             return []
+        self.remember_judged(signal)
         self._unsettle_signal(position.offset)
         return [LateSignal(ReadSignal(signal, position))]
 

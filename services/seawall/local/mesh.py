@@ -29,7 +29,7 @@ from seawall.runtime.settings import KafkaSettings
 STAGES = ("prompt_scoring", "perceptual_hashing", "classification")
 RELAYS = tuple(f"{stage}.relay" for stage in STAGES)
 #: The rooms of the mesh, in the order they start.
-ROOMS = (*STAGES, *RELAYS, "aggregator")
+ROOMS = (*STAGES, *RELAYS, "perceptual_hashing.retroactive", "aggregator")
 #: Name of the broker among the rooms.
 KAFKA = "kafka"
 
@@ -124,7 +124,8 @@ class Mesh:
                 await topics.apply(mesh.broker(), mesh.kafka_settings, topics.TopicSettings(partitions=PARTITIONS))
                 await supervisor.ready(STAGES, timeout=SERVICES_SECONDS)
                 readers = [_relay(home, stage, sockets, shared) for stage in STAGES]
-                supervisor.start([*readers, _aggregator(home, shared)])
+                others = [_reader(home, name, shared) for name in ("perceptual_hashing.retroactive", "aggregator")]
+                supervisor.start([*readers, *others])
                 await supervisor.ready(timeout=READERS_SECONDS)
                 with _announced(home, kafka.bootstrap_servers):
                     yield mesh
@@ -202,8 +203,8 @@ def _relay(home: Path, stage: str, sockets: Path, shared: Mapping[str, str]) -> 
     return _room(home, name, {**shared, **_member(name), "SEAWALL_RPC_CLIENT__TARGET": target})
 
 
-def _aggregator(home: Path, shared: Mapping[str, str]) -> RoomSpec:
-    return _room(home, "aggregator", {**shared, **_member("aggregator")})
+def _reader(home: Path, name: str, shared: Mapping[str, str]) -> RoomSpec:
+    return _room(home, name, {**shared, **_member(name)})
 
 
 def _member(name: str) -> dict[str, str]:

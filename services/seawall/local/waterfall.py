@@ -41,13 +41,15 @@ class StageTime(NamedTuple):
 
 
 def total_nanos(decision: decision_pb2.Decision) -> int:
-    """From the generation's record to the record that completed the join."""
-    return max(0, decision.decided_unix_nano - decision.generation_log_unix_nano)
+    """From the generation's record to the record that completed the join; of a late signal, which knows nothing of the
+    generation's record, from when its stage began."""
+    origin = _origin(decision)
+    return max(0, decision.decided_unix_nano - origin) if origin else 0
 
 
 def waterfall(decision: decision_pb2.Decision) -> list[StageTime]:
     """Every signal's spans, in the decision's order of stages."""
-    origin = decision.generation_log_unix_nano or min(_instants(decision), default=0)
+    origin = _origin(decision)
     stages = []
     for joined in decision.signals:
         times = joined.signal.timings
@@ -68,6 +70,10 @@ def waterfall(decision: decision_pb2.Decision) -> list[StageTime]:
             at = end
         stages.append(StageTime(joined.signal.stage, tuple(spans)))
     return stages
+
+
+def _origin(decision: decision_pb2.Decision) -> int:
+    return decision.generation_log_unix_nano or min(_instants(decision), default=0)
 
 
 def _instants(decision: decision_pb2.Decision) -> Iterable[int]:

@@ -132,6 +132,14 @@ DECISION_DURATION = _histogram(
     "moderation.decision.duration", "s", "From the generation's log time to its decision's, by outcome.", _SECONDS
 )
 
+# Retroactive matching
+RETROACTIVE_HELD = _gauge(
+    "moderation.retroactive.held", "{hash}", "Hashes held for retroactive matching, of recent pictures and new entries."
+)
+RETROACTIVE_SIGNALS = _counter(
+    "moderation.retroactive.signals", "{signal}", "Late signals: a picture decided earlier that a list now knows."
+)
+
 # Telemetry's own loss
 SPANS_DROPPED = _counter(
     "moderation.telemetry.spans.dropped", "{span}", "Spans lost to a full queue or a collector that is away."
@@ -168,4 +176,5 @@ MODEL = _attribute("moderation.model", "A model, name@version.")
 LABEL = _attribute("moderation.label", "A label of a model.")
 RELOAD_RESULT = _attribute("moderation.model.reload_result", "swapped or refused.")
 CACHE_RESULT = _attribute("moderation.result_cache.result", "hit or miss.")
+HELD_KIND = _attribute("moderation.retroactive.kind", "pictures or entries.")
 DROP_CAUSE = _attribute("moderation.telemetry.drop_cause", "queue_full or export_failed.")

@@ -417,8 +417,9 @@ class Signal(_message.Message):
     SERVICE_INSTANCE_FIELD_NUMBER: _builtins.int
     RPC_ATTEMPTS_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    CAUSED_BY_FIELD_NUMBER: _builtins.int
     signal_id: _builtins.str
-    """Derived from generation_id, attempt and stage; see seawall.core.identity."""
+    """Derived from generation_id, attempt and stage, or from what a bank's change says of them; see seawall.core.identity."""
     generation_id: _builtins.str
     attempt: _builtins.int
     stage: _builtins.str
@@ -440,6 +441,12 @@ class Signal(_message.Message):
     def artefacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artefact]: ...
     @_builtins.property
     def timings(self) -> Global___StageTimings: ...
+    @_builtins.property
+    def caused_by(self) -> _generation_pb2.RecordCoordinates:
+        """Set on a signal that a change to a bank caused after the generation was measured: the change's record in
+        bank_entries.v1. Such a signal's id is derived from what it says, and a generation may have several.
+        """
+
     def __init__(
         self,
         *,
@@ -455,10 +462,11 @@ class Signal(_message.Message):
         service_instance: _builtins.str = ...,
         rpc_attempts: _builtins.int = ...,
         batch_size: _builtins.int = ...,
+        caused_by: _generation_pb2.RecordCoordinates | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["generation_record", b"generation_record", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caused_by", b"caused_by", "generation_record", b"generation_record", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefacts", b"artefacts", "attempt", b"attempt", "batch_size", b"batch_size", "generation_id", b"generation_id", "generation_record", b"generation_record", "items", b"items", "relay_instance", b"relay_instance", "rpc_attempts", b"rpc_attempts", "service_instance", b"service_instance", "signal_id", b"signal_id", "stage", b"stage", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefacts", b"artefacts", "attempt", b"attempt", "batch_size", b"batch_size", "caused_by", b"caused_by", "generation_id", b"generation_id", "generation_record", b"generation_record", "items", b"items", "relay_instance", b"relay_instance", "rpc_attempts", b"rpc_attempts", "service_instance", b"service_instance", "signal_id", b"signal_id", "stage", b"stage", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
