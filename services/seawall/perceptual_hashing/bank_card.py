@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
 import yaml
@@ -38,6 +39,12 @@ class BankCard(BaseModel):
     pipeline: Pipeline
     #: Bits that may differ from a listed PDQ hash.
     radius: int = Field(default=MAX_RADIUS, ge=0)
+    #: "negative": known-benign pictures that come near listed ones; they suppress loose matches.
+    kind: Literal["positive", "negative"] = "positive"
+    #: What the operator does about a match, in the operator's words; it travels with every match.
+    action: str = Field(default="", max_length=100)
+    #: After it the bank matches nothing; with its time zone, quoted in YAML: "2027-01-31T00:00:00Z".
+    expires: str = ""
     #: Under which terms the list may be used.
     licence: str = Field(min_length=1, max_length=200)
     notes: str = Field(default="", max_length=10_000)
@@ -52,6 +59,23 @@ class BankCard(BaseModel):
                 f"must be at most {MAX_RADIUS}: further away the index would miss entries, and PDQ says little"
             )
         return radius
+
+    @field_validator("expires")
+    @classmethod
+    def _instant(cls, expires: str) -> str:
+        if expires:
+            try:
+                when = datetime.fromisoformat(expires)
+            except ValueError:
+                raise ValueError('must be a date and time with its zone: "2027-01-31T00:00:00Z"') from None
+            if when.tzinfo is None:
+                raise ValueError('must name its time zone: "2027-01-31T00:00:00Z"')
+        return expires
+
+    @property
+    def expires_unix_nano(self) -> int:
+        """Unix nanoseconds; 0: never."""
+        return int(datetime.fromisoformat(self.expires).timestamp()) * 1_000_000_000 if self.expires else 0
 
     @field_validator("files")
     @classmethod

@@ -14,12 +14,14 @@ from typing import Final
 
 from seawall.api.bank.v1 import bank_pb2
 from seawall.core.errors import Poison
+from seawall.perceptual_hashing.bank_card import BankCard
 from seawall.perceptual_hashing.bank_entries import HASH_BYTES, Entry
 from seawall.perceptual_hashing.hamming import MAX_RADIUS
 
 _BANK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
 _ENTRY_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _PIPELINES: Final = ("full", "512")
+_STATES: Final = frozenset(bank_pb2.EntryState.values()) - {bank_pb2.ENTRY_STATE_UNSPECIFIED}
 #: States of an entry that a match is looked for in.
 MATCHED_STATES: Final = frozenset({bank_pb2.ENTRY_STATE_LISTED, bank_pb2.ENTRY_STATE_QUARANTINED})
 
@@ -62,6 +64,26 @@ def listed(
         ),
     )
     return bank_pb2.BankChange(entry=entry)
+
+
+def described(card: BankCard) -> bank_pb2.BankChange:
+    """The change that makes a bank what ``card`` says."""
+    negative = card.kind == "negative"
+    bank = bank_pb2.Bank(
+        name=card.name,
+        state=bank_pb2.BANK_STATE_ACTIVE,
+        kind=bank_pb2.BANK_KIND_NEGATIVE if negative else bank_pb2.BANK_KIND_POSITIVE,
+        source=card.source,
+        version=card.version,
+        category=card.category,
+        pipeline=card.pipeline,
+        radius=card.radius,
+        action=card.action,
+        licence=card.licence,
+        notes=card.notes,
+        expires_unix_nano=card.expires_unix_nano,
+    )
+    return bank_pb2.BankChange(bank=bank)
 
 
 def grouped(bank: str, entries: Iterable[Entry], *, origin: str) -> list[bank_pb2.BankChange]:
@@ -118,7 +140,7 @@ def _check_entry(entry: bank_pb2.BankEntry) -> None:
     if not _ENTRY_ID.match(entry.entry_id):
         raise _bad("entry.entry_id", "must match [A-Za-z0-9._:-]{1,128}")
     # A state that this version does not know is refused: unread, it might mean that a match counts.
-    if entry.state not in bank_pb2.EntryState.values() or entry.state == bank_pb2.ENTRY_STATE_UNSPECIFIED:
+    if entry.state not in _STATES:
         raise _bad("entry.state", "must be LISTED, DISABLED, QUARANTINED or REMOVED")
     seen = set()
     for hash_ in entry.hashes:
@@ -130,7 +152,7 @@ def _check_entry(entry: bank_pb2.BankEntry) -> None:
         if hash_.hash_type in seen:
             raise _bad("entry.hashes", f"a second {hash_.hash_type}: give each picture an entry_id of its own")
         seen.add(hash_.hash_type)
-    if not entry.hashes and entry.state in MATCHED_STATES:
+    if not entry.hashes and entry.state == bank_pb2.ENTRY_STATE_LISTED:
         raise _bad("entry.hashes", "is empty: a listed entry has at least one hash")
 
 

@@ -48,7 +48,7 @@ CREATE TABLE positions(
   topic TEXT, partition INTEGER, next INTEGER NOT NULL, PRIMARY KEY(topic, partition)
 ) WITHOUT ROWID;
 CREATE TABLE numbers(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO numbers VALUES ('seq', 0);
+INSERT INTO numbers VALUES ('seq', 0), ('identity', abs(random()));
 """
 #: entry_id of a bank's own card.
 _CARD: Final = ""
@@ -70,6 +70,24 @@ class BankSummary(NamedTuple):
     #: Entries by state.
     states: Mapping[bank_pb2.EntryState.ValueType, int]
     digest: bytes
+
+
+class Held(NamedTuple):
+    """A bank as the index needs to know it."""
+
+    card: bank_pb2.Bank | None
+    #: Entries that are matched.
+    listed: int
+    digest: bytes
+
+
+class StoreState(NamedTuple):
+    """The store at one instant."""
+
+    #: Of this file: another store has another.
+    identity: int
+    sequence: int
+    banks: Mapping[str, Held]
 
 
 class BankStore:
@@ -191,6 +209,21 @@ class BankStore:
         )
         return [(seq, (f"{bank}/{entry}" if entry else bank).encode(), raw) for seq, bank, entry, raw in rows]
 
+    def state(self) -> StoreState:
+        """What holds now."""
+        with self._lock, self._reading():
+            (sequence,) = self._connection.execute("SELECT value FROM numbers WHERE name = 'seq'").fetchone()
+            (identity,) = self._connection.execute("SELECT value FROM numbers WHERE name = 'identity'").fetchone()
+            rows = self._connection.execute(
+                "SELECT sums.bank, listed, total, change FROM sums "
+                "LEFT JOIN entries ON entries.bank = sums.bank AND entry_id = ''"
+            ).fetchall()
+        held = {
+            bank: Held(bank_pb2.BankChange.FromString(raw).bank if raw else None, listed, total)
+            for bank, listed, total, raw in rows
+        }
+        return StoreState(identity, sequence, held)
+
     def card(self, bank: str) -> bank_pb2.Bank | None:
         """A bank's card; None: there is none."""
         rows = self._rows("SELECT change FROM entries WHERE bank = ? AND entry_id = ?", (bank, _CARD))
@@ -220,7 +253,9 @@ class BankStore:
     def banks(self) -> dict[str, BankSummary]:
         """Every bank that has a card or entries, by name."""
         with self._lock, self._reading():
-            cards = self._connection.execute("SELECT bank, change FROM entries WHERE entry_id = ''").fetchall()
+            cards = self._connection.execute(
+                "SELECT sums.bank, change FROM sums JOIN entries ON entries.bank = sums.bank AND entry_id = ''"
+            ).fetchall()
             counts = self._connection.execute(
                 "SELECT bank, state, count(*) FROM entries WHERE entry_id != '' GROUP BY bank, state"
             ).fetchall()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,15 @@ class HammingIndex(Protocol):
 def to_words(hashes: npt.NDArray[np.uint8]) -> Words:
     """uint8 (n, 32) to uint64 (n, 4). The same bits in whatever order: distances do not depend on it."""
     return np.ascontiguousarray(hashes).view(np.uint64)
+
+
+def read_only(array: Any) -> Any:
+    """A contiguous view that cannot be written to. Kernels are compiled once for what they get: mapped files cannot be
+    written to, so nothing may be.
+    """
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def check_radius(radius: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from seawall.perceptual_hashing.hamming import Hits, Words, check_radius, collect
+from seawall.perceptual_hashing.hamming import Hits, Words, check_radius, collect, read_only
 from seawall.perceptual_hashing.hamming_kernels import scan
 
 
@@ -12,12 +12,22 @@ class ScanIndex:
     """Compares every query with every hash: best for small lists, and the yardstick for the others."""
 
     def __init__(self, words: Words) -> None:
-        self._words = np.ascontiguousarray(words)
+        self._count = len(words)
+        # Word by word, so that eight hashes are compared at a time.
+        planes = np.zeros((4, -(-self._count // 8) * 8), np.uint64)
+        planes[:, : self._count] = words.T
+        self._planes = read_only(planes.ravel())
 
     def __len__(self) -> int:
-        return len(self._words)
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds."""
+        return int(self._planes.nbytes)
 
     def search(self, queries: Words, radius: int) -> Hits:
         """See `HammingIndex`."""
         check_radius(radius)
-        return collect(lambda hits: int(scan(self._words, queries, radius, hits)))
+        wanted = read_only(queries)
+        return collect(lambda hits: int(scan(self._planes, self._count, wanted, radius, hits)))

@@ -69,7 +69,7 @@ class _Found:
                 entry_id=match.entry_id,
                 distance=match.distance,
                 hash_type=match.hash_type,
-                category=match.bank.category,
+                category=match.category,
                 variant=variant,
             )
         if status == signal_pb2.ITEM_STATUS_OK or self._matches:
