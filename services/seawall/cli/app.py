@@ -60,6 +60,9 @@ def demo(
 def submit(
     prompt: Annotated[str | None, typer.Option(help="The prompt; - reads it from standard input.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="The negative prompt.")] = None,
+    turn: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="An earlier turn of the conversation; repeatable, in order.")
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A picture that the model made; repeatable.")
     ] = None,
@@ -78,6 +81,7 @@ def submit(
     command.submit(
         prompt=prompt,
         negative_prompt=negative_prompt,
+        turns=turn or [],
         images=image or [],
         input_images=input_image or [],
         timeout=timeout,

@@ -47,6 +47,7 @@ def submit(
     *,
     prompt: str | None,
     negative_prompt: str | None,
+    turns: Sequence[str],
     images: Sequence[Path],
     input_images: Sequence[Path],
     timeout: float,
@@ -63,6 +64,7 @@ def submit(
     submission = Submission(
         prompt=prompt,
         negative_prompt=negative_prompt,
+        turns=turns,
         uploads=uploads,
         modality=generation_pb2.MODALITY_IMAGE if pictures else generation_pb2.MODALITY_TEXT,
     )

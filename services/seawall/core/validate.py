@@ -14,6 +14,8 @@ _MEDIA_NEXUS = frozenset(
 )
 #: Media items of one generation; a larger set belongs in several records of one conversation.
 MAX_MEDIA_ITEMS = 64
+#: Earlier turns of a conversation that a record may carry.
+MAX_TURNS = 16
 #: A record may come compressed and yet be larger than what follows from it may be: the same generation as its next
 #: attempt, and a decision that repeats its ids. Below the topic's max.message.bytes, with room for what is added.
 MAX_GENERATION_BYTES = 1024 * 1024 - 16 * 1024
@@ -58,6 +60,10 @@ def check_generation(generation: generation_pb2.Generation) -> None:
         has_prompt = True
         if not generation.negative_prompt.ciphertext:
             raise Poison("EMPTY_CIPHERTEXT", "negative_prompt.ciphertext is empty: seal the text, or leave it unset")
+    if len(generation.turns) > MAX_TURNS:
+        raise Poison("TOO_MANY_TURNS", f"turns has {len(generation.turns)} texts, at most {MAX_TURNS}: send the last ones")
+    if any(not turn.ciphertext for turn in generation.turns):
+        raise Poison("EMPTY_CIPHERTEXT", "turns holds an empty ciphertext: seal the text, or leave the turn out")
     if generation.media:
         _check_media(generation)
     elif not has_prompt:

@@ -60,6 +60,8 @@ class Submission:
     tenant_id: str = "local"
     actor_id: str = "local-actor"
     conversation_id: str = ""
+    #: What the user wrote before in this conversation, oldest first.
+    turns: Sequence[str] = ()
     model: generation_pb2.ModelRef = field(
         default_factory=lambda: generation_pb2.ModelRef(name="demo-model", version="1")
     )
@@ -136,6 +138,8 @@ class Platform:
         if submission.negative_prompt is not None:
             sealed = self._sealer.seal(submission.negative_prompt, generation_id, "negative_prompt")
             generation.negative_prompt.CopyFrom(sealed)
+        for number, turn in enumerate(submission.turns):
+            generation.turns.append(self._sealer.seal(turn, generation_id, f"turns/{number}"))
         for number, upload in enumerate(submission.uploads):
             ref = await asyncio.to_thread(self._store.put, upload.data, upload.media_type)
             generation.media.add(item_id=f"{_ITEM_PREFIX[upload.nexus]}/{number}", nexus=upload.nexus, content=ref)

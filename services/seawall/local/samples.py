@@ -65,6 +65,8 @@ class Category(_Part):
     copies: int = Field(default=1, ge=1, le=10)
     prompts: Prompts | None = None
     negative_prompt: str | None = None
+    # What was written before in the same conversation, oldest first.
+    turns: tuple[str, ...] = ()
     media: Media | None = None
     # Cases of seawall.local.malformed.
     malformed: tuple[Name, ...] = ()
@@ -138,7 +140,7 @@ def prompts(catalogue: Catalogue) -> list[str]:
     texts = set()
     for sample in stream(catalogue):
         submission = sample.make()
-        texts |= {text for text in (submission.prompt, submission.negative_prompt) if text}
+        texts |= {text for text in (submission.prompt, submission.negative_prompt, *submission.turns) if text}
     return sorted(texts)
 
 
@@ -170,7 +172,9 @@ def _well_formed(catalogue: Catalogue, category: Category) -> list[Case]:
     def case(text: str | None, picture: Picture | None) -> Case:
         def make() -> Submission:
             uploads = [Upload(*picture.file(), one) for one in nexus] if picture else []
-            return Submission(text, category.negative_prompt, uploads, modality, "demo-tenant", actor)
+            return Submission(
+                text, category.negative_prompt, uploads, modality, "demo-tenant", actor, turns=category.turns
+            )
 
         return Case(make)
 

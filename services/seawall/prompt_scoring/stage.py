@@ -12,7 +12,7 @@ from seawall.relay.stage import Example, StageItem
 
 
 class PromptScoringStage:
-    """Prompt and negative prompt as one item, "prompt"."""
+    """Prompt, negative prompt and the turns before them as one item, "prompt"."""
 
     name = "prompt_scoring"
     method = "/seawall.api.prompt_scoring.v1.PromptScoringService/ScorePrompts"
@@ -29,6 +29,7 @@ class PromptScoringStage:
             message.prompt.CopyFrom(generation.prompt)
         if generation.HasField("negative_prompt"):
             message.negative_prompt.CopyFrom(generation.negative_prompt)
+        message.turns.extend(generation.turns)
         screened = generation.modality == generation_pb2.MODALITY_DATASET
         nexus = generation_pb2.NEXUS_TRAINING_DATA if screened else generation_pb2.NEXUS_ATTEMPT
         return (StageItem("prompt", nexus, message),)

@@ -95,7 +95,7 @@ class Sealer:
         return self._key_id
 
     def seal(self, text: str, generation_id: str, field: str) -> generation_pb2.SealedText:
-        """``text`` sealed for ``field`` ("prompt" or "negative_prompt") of one generation.
+        """``text`` sealed for ``field`` ("prompt", "negative_prompt", "turns/0") of one generation.
 
         Raises Poison("NOT_UTF8") for text that UTF-8 cannot carry (lone surrogates).
         """

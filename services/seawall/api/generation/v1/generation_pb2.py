@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*seawall/api/generation/v1/generation.proto\x12\x19seawall.api.generation.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"0\n\nSealedText\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\"Q\n\nContentRef\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"\x85\x01\n\tMediaItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12/\n\x05nexus\x18\x02 \x01(\x0e\x32 .seawall.api.generation.v1.Nexus\x12\x36\n\x07\x63ontent\x18\x03 \x01(\x0b\x32%.seawall.api.generation.v1.ContentRef\")\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"E\n\x11RecordCoordinates\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"\xc7\x04\n\nGeneration\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x04 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x05 \x01(\t\x12\x32\n\x05model\x18\x06 \x01(\x0b\x32#.seawall.api.generation.v1.ModelRef\x12\x35\n\x08modality\x18\x07 \x01(\x0e\x32#.seawall.api.generation.v1.Modality\x12\x35\n\x06prompt\x18\x08 \x01(\x0b\x32%.seawall.api.generation.v1.SealedText\x12>\n\x0fnegative_prompt\x18\t \x01(\x0b\x32%.seawall.api.generation.v1.SealedText\x12\x33\n\x05media\x18\n \x03(\x0b\x32$.seawall.api.generation.v1.MediaItem\x12\x17\n\x0frequired_stages\x18\x0b \x03(\t\x12\x31\n\rdeadline_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\trescan_of\x18\x0e \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates*|\n\x05Nexus\x12\x15\n\x11NEXUS_UNSPECIFIED\x10\x00\x12\x11\n\rNEXUS_ATTEMPT\x10\x01\x12\x18\n\x14NEXUS_UPLOADED_INPUT\x10\x02\x12\x16\n\x12NEXUS_MODEL_OUTPUT\x10\x03\x12\x17\n\x13NEXUS_TRAINING_DATA\x10\x04*u\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x11\n\rMODALITY_TEXT\x10\x01\x12\x12\n\x0eMODALITY_IMAGE\x10\x02\x12\x12\n\x0eMODALITY_VIDEO\x10\x03\x12\x14\n\x10MODALITY_DATASET\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*seawall/api/generation/v1/generation.proto\x12\x19seawall.api.generation.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"0\n\nSealedText\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\"Q\n\nContentRef\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"\x85\x01\n\tMediaItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12/\n\x05nexus\x18\x02 \x01(\x0e\x32 .seawall.api.generation.v1.Nexus\x12\x36\n\x07\x63ontent\x18\x03 \x01(\x0b\x32%.seawall.api.generation.v1.ContentRef\")\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"E\n\x11RecordCoordinates\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"\xfd\x04\n\nGeneration\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x04 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x05 \x01(\t\x12\x32\n\x05model\x18\x06 \x01(\x0b\x32#.seawall.api.generation.v1.ModelRef\x12\x35\n\x08modality\x18\x07 \x01(\x0e\x32#.seawall.api.generation.v1.Modality\x12\x35\n\x06prompt\x18\x08 \x01(\x0b\x32%.seawall.api.generation.v1.SealedText\x12>\n\x0fnegative_prompt\x18\t \x01(\x0b\x32%.seawall.api.generation.v1.SealedText\x12\x33\n\x05media\x18\n \x03(\x0b\x32$.seawall.api.generation.v1.MediaItem\x12\x17\n\x0frequired_stages\x18\x0b \x03(\t\x12\x31\n\rdeadline_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\trescan_of\x18\x0e \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\x12\x34\n\x05turns\x18\x0f \x03(\x0b\x32%.seawall.api.generation.v1.SealedText*|\n\x05Nexus\x12\x15\n\x11NEXUS_UNSPECIFIED\x10\x00\x12\x11\n\rNEXUS_ATTEMPT\x10\x01\x12\x18\n\x14NEXUS_UPLOADED_INPUT\x10\x02\x12\x16\n\x12NEXUS_MODEL_OUTPUT\x10\x03\x12\x17\n\x13NEXUS_TRAINING_DATA\x10\x04*u\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x11\n\rMODALITY_TEXT\x10\x01\x12\x12\n\x0eMODALITY_IMAGE\x10\x02\x12\x12\n\x0eMODALITY_VIDEO\x10\x03\x12\x14\n\x10MODALITY_DATASET\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'seawall.api.generation.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NEXUS']._serialized_start=1075
-  _globals['_NEXUS']._serialized_end=1199
-  _globals['_MODALITY']._serialized_start=1201
-  _globals['_MODALITY']._serialized_end=1318
+  _globals['_NEXUS']._serialized_start=1129
+  _globals['_NEXUS']._serialized_end=1253
+  _globals['_MODALITY']._serialized_start=1255
+  _globals['_MODALITY']._serialized_end=1372
   _globals['_SEALEDTEXT']._serialized_start=106
   _globals['_SEALEDTEXT']._serialized_end=154
   _globals['_CONTENTREF']._serialized_start=156
@@ -47,5 +47,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDCOORDINATES']._serialized_start=418
   _globals['_RECORDCOORDINATES']._serialized_end=487
   _globals['_GENERATION']._serialized_start=490
-  _globals['_GENERATION']._serialized_end=1073
+  _globals['_GENERATION']._serialized_end=1127
 # @@protoc_insertion_point(module_scope)

@@ -232,6 +232,7 @@ class Generation(_message.Message):
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     RESCAN_OF_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
     generation_id: _builtins.str
     """The platform's id, [A-Za-z0-9._:-]{1,128}; also the record's key."""
     attempt: _builtins.int
@@ -263,6 +264,12 @@ class Generation(_message.Message):
     def rescan_of(self) -> Global___RecordCoordinates:
         """Set on a re-scan: the record of the first attempt."""
 
+    @_builtins.property
+    def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___SealedText]:
+        """What the user wrote in the last turns of this conversation before the prompt, oldest first, at most 16, each sealed as
+        "turns/0", "turns/1", … of this generation. They are read together with the prompt; none is an item of its own.
+        """
+
     def __init__(
         self,
         *,
@@ -280,10 +287,11 @@ class Generation(_message.Message):
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         rescan_of: Global___RecordCoordinates | None = ...,
+        turns: _abc.Iterable[Global___SealedText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "model", b"model", "negative_prompt", b"negative_prompt", "prompt", b"prompt", "rescan_of", b"rescan_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "attempt", b"attempt", "conversation_id", b"conversation_id", "create_time", b"create_time", "deadline_time", b"deadline_time", "generation_id", b"generation_id", "media", b"media", "modality", b"modality", "model", b"model", "negative_prompt", b"negative_prompt", "prompt", b"prompt", "required_stages", b"required_stages", "rescan_of", b"rescan_of", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "attempt", b"attempt", "conversation_id", b"conversation_id", "create_time", b"create_time", "deadline_time", b"deadline_time", "generation_id", b"generation_id", "media", b"media", "modality", b"modality", "model", b"model", "negative_prompt", b"negative_prompt", "prompt", b"prompt", "required_stages", b"required_stages", "rescan_of", b"rescan_of", "tenant_id", b"tenant_id", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

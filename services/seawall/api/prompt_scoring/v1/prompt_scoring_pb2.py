@@ -26,7 +26,7 @@ from seawall.api.generation.v1 import generation_pb2 as seawall_dot_api_dot_gene
 from seawall.api.signal.v1 import signal_pb2 as seawall_dot_api_dot_signal_dot_v1_dot_signal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2seawall/api/prompt_scoring/v1/prompt_scoring.proto\x12\x1dseawall.api.prompt_scoring.v1\x1a*seawall/api/generation/v1/generation.proto\x1a\"seawall/api/signal/v1/signal.proto\"\xa6\x01\n\nPromptItem\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x15\n\rgeneration_id\x18\x02 \x01(\t\x12\x35\n\x06prompt\x18\x03 \x01(\x0b\x32%.seawall.api.generation.v1.SealedText\x12>\n\x0fnegative_prompt\x18\x04 \x01(\x0b\x32%.seawall.api.generation.v1.SealedText\"O\n\x13ScorePromptsRequest\x12\x38\n\x05items\x18\x01 \x03(\x0b\x32).seawall.api.prompt_scoring.v1.PromptItem\"\xdb\x01\n\x14ScorePromptsResponse\x12\x31\n\x07replies\x18\x01 \x03(\x0b\x32 .seawall.api.signal.v1.ItemReply\x12\x32\n\tartefacts\x18\x02 \x03(\x0b\x32\x1f.seawall.api.signal.v1.Artefact\x12\x18\n\x10service_instance\x18\x03 \x01(\t\x12!\n\x19inference_start_unix_nano\x18\x04 \x01(\x06\x12\x1f\n\x17inference_end_unix_nano\x18\x05 \x01(\x06\x32\x8f\x01\n\x14PromptScoringService\x12w\n\x0cScorePrompts\x12\x32.seawall.api.prompt_scoring.v1.ScorePromptsRequest\x1a\x33.seawall.api.prompt_scoring.v1.ScorePromptsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2seawall/api/prompt_scoring/v1/prompt_scoring.proto\x12\x1dseawall.api.prompt_scoring.v1\x1a*seawall/api/generation/v1/generation.proto\x1a\"seawall/api/signal/v1/signal.proto\"\xdc\x01\n\nPromptItem\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x15\n\rgeneration_id\x18\x02 \x01(\t\x12\x35\n\x06prompt\x18\x03 \x01(\x0b\x32%.seawall.api.generation.v1.SealedText\x12>\n\x0fnegative_prompt\x18\x04 \x01(\x0b\x32%.seawall.api.generation.v1.SealedText\x12\x34\n\x05turns\x18\x05 \x03(\x0b\x32%.seawall.api.generation.v1.SealedText\"O\n\x13ScorePromptsRequest\x12\x38\n\x05items\x18\x01 \x03(\x0b\x32).seawall.api.prompt_scoring.v1.PromptItem\"\xdb\x01\n\x14ScorePromptsResponse\x12\x31\n\x07replies\x18\x01 \x03(\x0b\x32 .seawall.api.signal.v1.ItemReply\x12\x32\n\tartefacts\x18\x02 \x03(\x0b\x32\x1f.seawall.api.signal.v1.Artefact\x12\x18\n\x10service_instance\x18\x03 \x01(\t\x12!\n\x19inference_start_unix_nano\x18\x04 \x01(\x06\x12\x1f\n\x17inference_end_unix_nano\x18\x05 \x01(\x06\x32\x8f\x01\n\x14PromptScoringService\x12w\n\x0cScorePrompts\x12\x32.seawall.api.prompt_scoring.v1.ScorePromptsRequest\x1a\x33.seawall.api.prompt_scoring.v1.ScorePromptsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'seawall.api.prompt_scoring.
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROMPTITEM']._serialized_start=166
-  _globals['_PROMPTITEM']._serialized_end=332
-  _globals['_SCOREPROMPTSREQUEST']._serialized_start=334
-  _globals['_SCOREPROMPTSREQUEST']._serialized_end=413
-  _globals['_SCOREPROMPTSRESPONSE']._serialized_start=416
-  _globals['_SCOREPROMPTSRESPONSE']._serialized_end=635
-  _globals['_PROMPTSCORINGSERVICE']._serialized_start=638
-  _globals['_PROMPTSCORINGSERVICE']._serialized_end=781
+  _globals['_PROMPTITEM']._serialized_end=386
+  _globals['_SCOREPROMPTSREQUEST']._serialized_start=388
+  _globals['_SCOREPROMPTSREQUEST']._serialized_end=467
+  _globals['_SCOREPROMPTSRESPONSE']._serialized_start=470
+  _globals['_SCOREPROMPTSRESPONSE']._serialized_end=689
+  _globals['_PROMPTSCORINGSERVICE']._serialized_start=692
+  _globals['_PROMPTSCORINGSERVICE']._serialized_end=835
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,7 @@ class PromptItem(_message.Message):
     GENERATION_ID_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     NEGATIVE_PROMPT_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Unique within the request."""
     generation_id: _builtins.str
@@ -36,6 +37,10 @@ class PromptItem(_message.Message):
     def prompt(self) -> _generation_pb2.SealedText: ...
     @_builtins.property
     def negative_prompt(self) -> _generation_pb2.SealedText: ...
+    @_builtins.property
+    def turns(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.SealedText]:
+        """Earlier turns of the conversation, oldest first, sealed as "turns/0", "turns/1", …"""
+
     def __init__(
         self,
         *,
@@ -43,10 +48,11 @@ class PromptItem(_message.Message):
         generation_id: _builtins.str = ...,
         prompt: _generation_pb2.SealedText | None = ...,
         negative_prompt: _generation_pb2.SealedText | None = ...,
+        turns: _abc.Iterable[_generation_pb2.SealedText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["negative_prompt", b"negative_prompt", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation_id", b"generation_id", "id", b"id", "negative_prompt", b"negative_prompt", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation_id", b"generation_id", "id", b"id", "negative_prompt", b"negative_prompt", "prompt", b"prompt", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -238,6 +238,39 @@ class ItemHash(_message.Message):
 Global___ItemHash: _TypeAlias = ItemHash  # noqa: Y015
 
 @_typing.final
+class TextSpan(_message.Message):
+    """Where in a text something was found. Places only: what stands there is nobody's business here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """The label it is evidence for: "minor_reference"."""
+    field: _builtins.str
+    """"prompt", "negative_prompt", or "turns/0" for the oldest turn."""
+    start: _builtins.int
+    """Half open, in code points of the text as it was sealed."""
+    end: _builtins.int
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        field: _builtins.str = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "field", b"field", "label", b"label", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextSpan: _TypeAlias = TextSpan  # noqa: Y015
+
+@_typing.final
 class ItemResult(_message.Message):
     """What a stage says of one item."""
 
@@ -252,6 +285,7 @@ class ItemResult(_message.Message):
     HASHES_FIELD_NUMBER: _builtins.int
     HELD_MATCHES_FIELD_NUMBER: _builtins.int
     SHADOWS_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """The generation's item: "prompt", or a MediaItem's item_id. Set by the relay."""
     nexus: _generation_pb2.Nexus.ValueType
@@ -274,6 +308,10 @@ class ItemResult(_message.Message):
     def shadows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShadowScores]:
         """Models on trial. No rule of a policy sees them."""
 
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextSpan]:
+        """Where in the text the evidence stands, at most 8 places."""
+
     def __init__(
         self,
         *,
@@ -286,10 +324,11 @@ class ItemResult(_message.Message):
         hashes: _abc.Iterable[Global___ItemHash] | None = ...,
         held_matches: _abc.Iterable[Global___BankMatch] | None = ...,
         shadows: _abc.Iterable[Global___ShadowScores] | None = ...,
+        spans: _abc.Iterable[Global___TextSpan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes", "held_matches", b"held_matches", "item_id", b"item_id", "labels", b"labels", "matches", b"matches", "nexus", b"nexus", "reason", b"reason", "shadows", b"shadows", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes", "held_matches", b"held_matches", "item_id", b"item_id", "labels", b"labels", "matches", b"matches", "nexus", b"nexus", "reason", b"reason", "shadows", b"shadows", "spans", b"spans", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
