@@ -15,15 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from structlog.testing import capture_logs
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Fatal, Poison
-from seawall.prompt_scoring import scorer, term_packs, term_set
+from seawall.prompt_scoring import pack_signing, scorer, term_packs, term_set
 from seawall.prompt_scoring.anchors import Anchors
 from seawall.prompt_scoring.encoder import Encoder, TooManyTokens
+from seawall.prompt_scoring.reload import Reloader
 from seawall.prompt_scoring.scorer import PromptScorer
 from seawall.prompt_scoring.settings import PackSettings, PromptScoringSettings
 from seawall.prompt_scoring.stage import STAGE, examples
@@ -111,9 +113,13 @@ def sealer(home: Path) -> Sealer:
     return Sealer.load_or_create(home / "keys.json")
 
 
+def room_settings(home: Path, **changes: Any) -> PromptScoringSettings:
+    options: dict[str, Any] = {"model": home / "tiny", "anchors": home / "anchors.yaml", **changes}
+    return PromptScoringSettings(**options)
+
+
 def room(home: Path, sealer: Sealer, **changes: Any) -> PromptScorer:
-    options = {"model": home / "tiny", "anchors": home / "anchors.yaml", **changes}
-    return scorer.load(PromptScoringSettings(**options), sealer)
+    return scorer.load(room_settings(home, **changes), sealer)
 
 
 @pytest.fixture(scope="module")
@@ -286,13 +292,8 @@ def test_artefacts_name_everything_by_digest(home: Path, prompts: PromptScorer) 
 
 
 def test_an_operators_pack_adds_to_the_bundled_ones(home: Path, sealer: Sealer, tmp_path: Path) -> None:
-    pack = tmp_path / "extra"
-    pack.mkdir()
-    (pack / "coercion.yaml").write_text("concept: coercion\nterms: [zugzwang]\n", encoding="utf-8")
-    (pack / "pack.yaml").write_text(
-        "name: extra\nversion: '1'\nlanguage: de\nlicence: Apache-2.0\nfiles: {}\n", encoding="utf-8"
-    )
-    digest = term_packs.stamp(pack).digest.hex()
+    pack = operators_pack(tmp_path / "extra", "zugzwang")
+    digest = term_packs.load(pack).digest.hex()
     extended = room(home, sealer, packs=[PackSettings(path=pack, sha256=digest)])
     assert scores(extended.score_text("a zugzwang"))["coercion"] == 1.0
     assert "extra" in {artefact.name for artefact in extended.artefacts()}
@@ -302,29 +303,267 @@ def test_an_operators_pack_adds_to_the_bundled_ones(home: Path, sealer: Sealer, 
         room(home, sealer, bundled_packs=False)
 
 
-def test_the_cache_is_off_unless_asked_for_and_bounded(
-    home: Path, sealer: Sealer, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prompts that were really scored."""
+    prompts: list[str] = []
+    measure = PromptScorer._measure
+
+    def counted(self: PromptScorer, serving: scorer.Artefacts, prompt: str, *rest: Any) -> signal_pb2.ItemResult:
+        prompts.append(prompt)
+        return measure(self, serving, prompt, *rest)
+
+    monkeypatch.setattr(PromptScorer, "_measure", counted)
+    return prompts
+
+
+def test_a_prompt_that_comes_again_is_scored_once_within_bounds(
+    home: Path, sealer: Sealer, measured: list[str]
 ) -> None:
-    encoded: list[str] = []
-    embed = Encoder.embed
-
-    def counted(self: Encoder, text: str, max_windows: int = 1) -> NDArray[np.float32]:
-        encoded.append(text)
-        return embed(self, text, max_windows)
-
-    monkeypatch.setattr(Encoder, "embed", counted)
-    plain, cached = room(home, sealer), room(home, sealer, cache_entries=2)
+    plain, cached = room(home, sealer, cache_entries=0), room(home, sealer, cache_entries=2)
     for _ in range(2):
         plain.score_text("a lake")
-    assert encoded == ["a lake"] * 2
-    encoded.clear()
+    assert measured == ["a lake"] * 2
+    measured.clear()
     assert cached.score_text("a lake") == cached.score_text("a lake") == plain.score_text("a lake")
-    assert encoded == ["a lake"] * 2
-    encoded.clear()
+    assert measured == ["a lake"] * 2
+    measured.clear()
     for text in ("one", "two", "a lake"):
         cached.score_text(text)
-    assert encoded == ["one", "two", "a lake"]
-    assert cached.score_text("one", "two") != cached.score_text("onetwo") or encoded[-1] == "onetwo"
+    assert measured == ["one", "two", "a lake"]
+
+
+def test_texts_that_differ_only_in_where_they_stand_are_different_prompts(
+    home: Path, sealer: Sealer, measured: list[str]
+) -> None:
+    cached = room(home, sealer)
+    cached.score_text("lake", "garden")
+    cached.score_text("lakegarden")
+    cached.score_text("lake", "", ["garden"])
+    cached.score_text("lake", "", ["", "garden"])
+    assert len(measured) == 4
+
+
+def test_the_same_prompt_many_times_at_once_is_scored_once(
+    home: Path, sealer: Sealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = room(home, sealer)
+    began, finish = threading.Event(), threading.Event()
+    calls: list[str] = []
+    measure = PromptScorer._measure
+
+    def slow(self: PromptScorer, *rest: Any) -> signal_pb2.ItemResult:
+        calls.append("")
+        began.set()
+        assert finish.wait(10)
+        return measure(self, *rest)
+
+    monkeypatch.setattr(PromptScorer, "_measure", slow)
+    results: list[signal_pb2.ItemResult] = []
+    threads = [threading.Thread(target=lambda: results.append(cached.score_text(CLINICAL))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert began.wait(10)
+    finish.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(calls) == 1 and len(results) == 4
+    assert all(result == results[0] for result in results)
+
+
+def test_an_error_is_not_remembered(home: Path, sealer: Sealer, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = room(home, sealer)
+
+    def exhausted(self: object, view: object) -> None:
+        raise term_set.MatchFailed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(term_set.TermSet, "hits", exhausted)
+        assert cached.score_text("a lake").status == ERROR
+    assert cached.score_text("a lake").status == OK
+
+
+def test_other_packs_answer_anew(home: Path, sealer: Sealer, measured: list[str], tmp_path: Path) -> None:
+    cached = room(home, sealer)
+    assert scores(cached.score_text("a zugzwang"))["coercion"] == 0.0
+    pack = operators_pack(tmp_path / "extra", "zugzwang")
+    pinned = [PackSettings(path=pack, sha256=term_packs.load(pack).digest.hex())]
+    cached.swap(scorer.load_artefacts(room_settings(home, packs=pinned)))
+    assert scores(cached.score_text("a zugzwang"))["coercion"] == 1.0
+    assert "extra" in {artefact.name for artefact in cached.artefacts()}
+    assert len(measured) == 2
+
+
+# --- hot swap ---------------------------------------------------------------------------------------------------------
+
+
+def operators_pack(folder: Path, word: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "coercion.yaml").write_text(f"concept: coercion\nterms: [{word}]\n", encoding="utf-8")
+    card = f"name: {folder.name}\nversion: '1'\nlanguage: de\nlicence: Apache-2.0\nfiles: {{}}\n"
+    (folder / "pack.yaml").write_text(card, encoding="utf-8")
+    term_packs.stamp(folder)
+    return folder
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    private, public = tmp_path / "private.json", tmp_path / "public.json"
+    pack_signing.make_keys(private, public)
+    return private, public
+
+
+@pytest.fixture
+def watched(
+    home: Path, sealer: Sealer, tmp_path: Path, keys: tuple[Path, Path]
+) -> tuple[PromptScorer, Reloader[scorer.Artefacts]]:
+    """A scorer with a signed pack, and what keeps it up to date."""
+    pack = operators_pack(tmp_path / "extra", "zugzwang")
+    pack_signing.sign(pack, term_packs.load(pack), keys[0])
+    settings = room_settings(home, packs=[PackSettings(path=pack)], pack_keys=keys[1])
+    serving = scorer.load(settings, sealer)
+    return serving, Reloader(scorer.paths(settings), lambda: scorer.load_artefacts(settings), serving.swap)
+
+
+def test_a_pack_that_changed_is_taken_up_once_it_stands_still(
+    watched: tuple[PromptScorer, Reloader[scorer.Artefacts]], tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    serving, reloader = watched
+    before = serving.artefacts()
+    assert not reloader.look()
+    pack = operators_pack(tmp_path / "extra", "stalemate")
+    assert not reloader.look()
+    pack_signing.sign(pack, term_packs.load(pack), keys[0])
+    assert not reloader.look()
+    assert scores(serving.score_text("a zugzwang"))["coercion"] == 1.0
+    assert reloader.look()
+    assert scores(serving.score_text("a stalemate"))["coercion"] == 1.0
+    assert scores(serving.score_text("a zugzwang"))["coercion"] == 0.0
+    assert serving.artefacts() != before
+    assert not reloader.look()
+
+
+@pytest.mark.parametrize("fault", ["unsigned", "altered", "pattern", "absent", "unexpected"])
+def test_what_does_not_load_is_refused_and_the_old_one_goes_on(
+    watched: tuple[PromptScorer, Reloader[scorer.Artefacts]],
+    tmp_path: Path,
+    keys: tuple[Path, Path],
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serving, reloader = watched
+    pack = tmp_path / "extra"
+    if fault == "absent":
+        (pack / "coercion.yaml").unlink()
+    elif fault == "altered":
+        (pack / "coercion.yaml").write_text("concept: coercion\nterms: [secretword]\n", encoding="utf-8")
+    else:
+        operators_pack(pack, "'secretword('" if fault == "pattern" else "secretword")
+        if fault != "unsigned":
+            pack_signing.sign(pack, term_packs.load(pack), keys[0])
+    if fault == "unexpected":
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("secretword")
+
+        monkeypatch.setattr(term_set.TermSet, "__init__", broken)
+    with capture_logs() as told:
+        assert not reloader.look()
+        assert not reloader.look()
+        assert not reloader.look(), "tried again though nothing changed"
+    assert scores(serving.score_text("a zugzwang"))["coercion"] == 1.0
+    assert [(line["log_level"], "refused" in line["event"]) for line in told] == [("error", True)]
+    assert "secretword" not in str(told)
+
+
+def test_no_request_is_dropped_while_packs_are_swapped(
+    watched: tuple[PromptScorer, Reloader[scorer.Artefacts]], tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    """Three threads score without a pause; every answer is complete, and is the old packs' or the new ones'."""
+    serving, reloader = watched
+    stop = threading.Event()
+    answers: list[list[float]] = [[], [], []]
+    failures: list[BaseException] = []
+
+    def work(mine: list[float]) -> None:
+        try:
+            while not stop.is_set():
+                mine.append(scores(serving.score_text(f"zugzwang or stalemate {len(mine)}"))["coercion"])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in answers]
+    for thread in threads:
+        thread.start()
+    swaps = 0
+    for word in ("stalemate", "zugzwang", "stalemate"):
+        pack = operators_pack(tmp_path / "extra", word)
+        pack_signing.sign(pack, term_packs.load(pack), keys[0])
+        swaps += reloader.look() + reloader.look()
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert not failures
+    assert swaps == 3
+    # Either pack finds its word in every prompt: an answer of none, or of half a set, would be 0.
+    assert all(mine and set(mine) == {1.0} for mine in answers)
+    assert scores(serving.score_text("a stalemate"))["coercion"] == 1.0
+    assert scores(serving.score_text("a zugzwang"))["coercion"] == 0.0
+
+
+def test_an_operators_pack_must_be_pinned_or_signed(home: Path, sealer: Sealer, tmp_path: Path) -> None:
+    pack = operators_pack(tmp_path / "extra", "zugzwang")
+    with pytest.raises(Fatal, match="TERM_PACK_UNVERIFIED"):
+        room(home, sealer, packs=[PackSettings(path=pack)])
+    for name in ("mine", "theirs"):
+        pack_signing.make_keys(tmp_path / f"{name}.json", tmp_path / f"{name}.pub.json")
+    keys = tmp_path / "mine.pub.json"
+    with pytest.raises(Fatal, match="TERM_PACK_BAD_SIGNATURE"):
+        room(home, sealer, packs=[PackSettings(path=pack)], pack_keys=keys)
+    pack_signing.sign(pack, term_packs.load(pack), tmp_path / "theirs.json")
+    with pytest.raises(Fatal, match="TERM_PACK_BAD_SIGNATURE"):
+        room(home, sealer, packs=[PackSettings(path=pack)], pack_keys=keys)
+    pack_signing.sign(pack, term_packs.load(pack), tmp_path / "mine.json")
+    assert room(home, sealer, packs=[PackSettings(path=pack)], pack_keys=keys).score_text("a lake").status == OK
+    with pytest.raises(Fatal, match="BAD_PACK_KEYS"):
+        room(home, sealer, packs=[PackSettings(path=pack)], pack_keys=pack / "pack.yaml")
+    with pytest.raises(Fatal, match="KEYS_EXIST"):
+        pack_signing.make_keys(tmp_path / "mine.json", tmp_path / "other.json")
+
+
+# --- turns and places -------------------------------------------------------------------------------------------------
+
+
+def test_earlier_turns_are_opened_and_read_with_the_prompt(prompts: PromptScorer, sealer: Sealer) -> None:
+    made = prompt_scoring_pb2.PromptItem(id=1, generation_id="gen-1", prompt=sealer.seal("now nude", "gen-1", "prompt"))
+    for number, turn in enumerate(("a picture of a garden", "a 12 year old child")):
+        made.turns.append(sealer.seal(turn, "gen-1", f"turns/{number}"))
+    result = prompts.score(made)
+    assert scores(result)["minor_sexual"] == 0.7
+    assert {(span.label, span.field) for span in result.spans} == {
+        ("minor_reference", "turns/1"),
+        ("sexual_context", "prompt"),
+    }
+    moved = prompt_scoring_pb2.PromptItem(generation_id="gen-1", prompt=made.prompt, turns=reversed(made.turns))
+    with pytest.raises(Poison, match="UNSEAL_FAILED"):
+        prompts.score(moved)
+
+
+def test_only_the_last_turns_are_read(home: Path, sealer: Sealer) -> None:
+    two = room(home, sealer, turns=2)
+    made = prompt_scoring_pb2.PromptItem(id=1, generation_id="gen-1", prompt=sealer.seal("now nude", "gen-1", "prompt"))
+    for number, turn in enumerate(("a 12 year old child", "a lake", "a garden")):
+        made.turns.append(sealer.seal(turn, "gen-1", f"turns/{number}"))
+    assert scores(two.score(made))["minor_sexual"] == 0.0
+    del made.turns[2]
+    assert scores(two.score(made))["minor_sexual"] == 0.7
+
+
+def test_spans_lead_to_the_evidence_in_the_text_as_it_came(prompts: PromptScorer) -> None:
+    text = "draw: ｅｘｐｌｉｃｉｔ image of a mi\u200bnor, please"
+    spans = {span.label: text[span.start : span.end] for span in prompts.score_text(text).spans}
+    assert spans == {"sexual_context": "ｅｘｐｌｉｃｉｔ image", "minor_reference": "mi\u200bnor"}
+    assert not prompts.score_text("a lake at sunrise").spans
 
 
 # --- encoder ----------------------------------------------------------------------------------------------------------

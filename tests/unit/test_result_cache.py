@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from seawall.classification.result_cache import ResultCache
+from seawall.runtime.result_cache import ResultCache
 
 WAIT = 20.0
 

@@ -6,22 +6,18 @@ cannot be loaded is refused with a log line and a metric, and not tried again un
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from seawall.classification.lineup import Lineup
 from seawall.classification.rollout import Rollout
 from seawall.core.errors import SeawallError
 from seawall.runtime import metrics
+from seawall.runtime.fingerprint import Fingerprint, fingerprint
 from seawall.runtime.logging import get_logger
 
-#: Files of a pack that are looked at; more are no pack.
-_MAX_FILES = 1_000
 _log = get_logger(__name__)
-
-Fingerprint = frozenset[tuple[str, int, int, int]]
 
 
 class Reloader:
@@ -94,19 +90,4 @@ class Reloader:
 
     def _fingerprint(self) -> Fingerprint:
         paths: list[Path] = [*([self._file] if self._file else []), *self._rollout.packs]
-        return frozenset(entry for path in paths for entry in _entries(path))
-
-
-def _entries(path: Path) -> Iterable[tuple[str, int, int, int]]:
-    """What tells a file, or a folder's files, from what they were: name, time, size and inode, links followed."""
-    left = _MAX_FILES
-    names = [str(path)]
-    for folder, _, files in os.walk(path, followlinks=False):
-        names += [os.path.join(folder, name) for name in files[:left]]
-        left -= min(left, len(files))
-    for name in names:
-        try:
-            found = os.stat(name)
-        except OSError:
-            continue
-        yield name, found.st_mtime_ns, found.st_size, found.st_ino
+        return fingerprint(paths)

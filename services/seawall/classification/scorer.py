@@ -14,7 +14,6 @@ from seawall.classification.head import Head
 from seawall.classification.labels import ScoredFrame, add_highest
 from seawall.classification.lineup import Lineup, LoadOptions, Plan
 from seawall.classification.reload import Reloader
-from seawall.classification.result_cache import ResultCache
 from seawall.classification.rollout import Rollout
 from seawall.classification.settings import ClassificationSettings
 from seawall.classification.trials import Trials
@@ -22,6 +21,7 @@ from seawall.runtime import metrics, model_pack
 from seawall.runtime.content import ContentStore
 from seawall.runtime.decoding import Decoder, Frame, Unscannable
 from seawall.runtime.decoding.isolated import make_decoder
+from seawall.runtime.result_cache import ResultCache
 
 OK = signal_pb2.ITEM_STATUS_OK
 _HIT, _MISS = {metrics.CACHE_RESULT: "hit"}, {metrics.CACHE_RESULT: "miss"}

@@ -61,7 +61,8 @@ def submit(
     prompt: Annotated[str | None, typer.Option(help="The prompt; - reads it from standard input.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="The negative prompt.")] = None,
     turn: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="An earlier turn of the conversation; repeatable, in order.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="An earlier turn of the conversation; repeatable."),
     ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A picture that the model made; repeatable.")

@@ -61,7 +61,7 @@ def check_generation(generation: generation_pb2.Generation) -> None:
         if not generation.negative_prompt.ciphertext:
             raise Poison("EMPTY_CIPHERTEXT", "negative_prompt.ciphertext is empty: seal the text, or leave it unset")
     if len(generation.turns) > MAX_TURNS:
-        raise Poison("TOO_MANY_TURNS", f"turns has {len(generation.turns)} texts, at most {MAX_TURNS}: send the last ones")
+        raise Poison("TOO_MANY_TURNS", f"turns has {len(generation.turns)} texts: send the last {MAX_TURNS} at most")
     if any(not turn.ciphertext for turn in generation.turns):
         raise Poison("EMPTY_CIPHERTEXT", "turns holds an empty ciphertext: seal the text, or leave the turn out")
     if generation.media:

@@ -21,20 +21,23 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
+
+from pydantic import BaseModel
 
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
-from seawall.prompt_scoring import normalise, term_packs, term_set
+from seawall.prompt_scoring import normalise, pack_signing, term_packs, term_set
 from seawall.prompt_scoring.detection import Detection, detect
+from seawall.prompt_scoring.reload import Reloader
 from seawall.prompt_scoring.semantic import SemanticScorer
 from seawall.prompt_scoring.settings import PromptScoringSettings
 from seawall.prompt_scoring.text_scorer import Reading, TextScorer, Unscannable
-from seawall.runtime import model_pack
+from seawall.runtime import metrics, model_pack
+from seawall.runtime.result_cache import ResultCache
 from seawall.runtime.sealing import Sealer
 
 CONCEPT_LABELS: tuple[term_packs.Concept, ...] = (
@@ -51,6 +54,7 @@ TERM_LABELS = (*CONCEPT_LABELS, "evasion", "minor_sexual")
 _SEALING_BYTES = 64
 #: Scores beyond the fourth decimal differ between CPUs.
 _DECIMALS = 4
+_HIT, _MISS = {metrics.CACHE_RESULT: "hit"}, {metrics.CACHE_RESULT: "miss"}
 
 
 class Opener(Protocol):
@@ -61,82 +65,130 @@ class Opener(Protocol):
         ...
 
 
+class Artefacts:
+    """Everything that scores rest on, loaded and verified together. Immutable: a change makes another."""
+
+    def __init__(
+        self, packs: Sequence[term_packs.TermPack], text_scorers: Sequence[TextScorer], re2_max_mem_bytes: int
+    ) -> None:
+        """Raises Fatal as TermSet does."""
+        self.terms = term_set.TermSet(packs, re2_max_mem_bytes)
+        self.text_scorers = tuple(text_scorers)
+        #: The labels of every item that is OK, in order.
+        self.labels = (*TERM_LABELS, *(label for scorer in self.text_scorers for label in scorer.labels))
+        self.listed = (*_of_packs(packs), *(one for scorer in self.text_scorers for one in scorer.artefacts))
+        #: Of all of them together.
+        self.digest = hashlib.sha256(
+            b"".join(one.SerializeToString(deterministic=True) for one in self.listed)
+        ).digest()
+        # A copy of nothing found is a third of the price of as many new messages.
+        self.nothing = signal_pb2.ItemResult(
+            status=signal_pb2.ITEM_STATUS_OK, labels=[signal_pb2.LabelScore(label=label) for label in self.labels]
+        ).SerializeToString()
+
+
 class PromptScorer:
     """The scorer of this room. Safe for threads."""
 
-    def __init__(
-        self,
-        sealer: Opener,
-        packs: Sequence[term_packs.TermPack],
-        text_scorers: Sequence[TextScorer],
-        settings: PromptScoringSettings,
-    ) -> None:
-        """Raises Fatal as TermSet does."""
+    def __init__(self, sealer: Opener, artefacts: Artefacts, settings: PromptScoringSettings) -> None:
         self._sealer = sealer
         self._settings = settings
-        self._terms = term_set.TermSet(packs, settings.re2_max_mem_bytes)
-        self._text_scorers = tuple(text_scorers)
-        #: The labels of every item that is OK, in order.
-        self.labels = (*TERM_LABELS, *(label for scorer in self._text_scorers for label in scorer.labels))
-        # A copy of nothing found is a third of the price of as many new messages.
-        self._nothing = signal_pb2.ItemResult(
-            status=signal_pb2.ITEM_STATUS_OK, labels=[signal_pb2.LabelScore(label=label) for label in self.labels]
-        ).SerializeToString()
-        self._artefacts = (*_of_packs(packs), *(one for scorer in self._text_scorers for one in scorer.artefacts))
-        self._cache = _Cache(settings.cache_entries)
+        self._serving = artefacts
+        self._cache: ResultCache[signal_pb2.ItemResult] = ResultCache(settings.cache_entries)
+        # Keys of the cache are digests under a key of this process: no text is kept, and none can be guessed.
+        self._secret = secrets.token_bytes(32)
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """The labels of every item that is OK, in order."""
+        return self._serving.labels
+
+    def swap(self, artefacts: Artefacts) -> None:
+        """From now on prompts meet these; those on their way end with the ones they began with."""
+        self._serving = artefacts
 
     def score(self, item: prompt_scoring_pb2.PromptItem) -> signal_pb2.ItemResult:
         """Score a sealed prompt. Raises Poison("UNSEAL_FAILED") when it does not open."""
+        count = len(item.turns)
+        first = max(count - self._settings.turns, 0)
         sealed = len(item.prompt.ciphertext) + len(item.negative_prompt.ciphertext)
-        if sealed > self._settings.max_prompt_bytes + 2 * _SEALING_BYTES:
+        sealed += sum(len(item.turns[number].ciphertext) for number in range(first, count))
+        if sealed > self._settings.max_prompt_bytes + (2 + count) * _SEALING_BYTES:
             return _unscannable("TOO_LONG")
         prompt = negative = ""
         if item.HasField("prompt"):
             prompt = self._sealer.open(item.prompt, item.generation_id, "prompt")
         if item.HasField("negative_prompt"):
             negative = self._sealer.open(item.negative_prompt, item.generation_id, "negative_prompt")
-        return self.score_text(prompt, negative)
+        turns = [""] * first + [
+            self._sealer.open(item.turns[number], item.generation_id, f"turns/{number}")
+            for number in range(first, count)
+        ]
+        return self.score_text(prompt, negative, turns)
 
-    def score_text(self, prompt: str, negative_prompt: str = "") -> signal_pb2.ItemResult:
-        """Score a prompt in clear.
+    def score_text(self, prompt: str, negative_prompt: str = "", turns: Sequence[str] = ()) -> signal_pb2.ItemResult:
+        """Score a prompt in clear. The result is not to be changed: it may be given again.
+
+        Args:
+            turns: earlier turns of the conversation, oldest first.
 
         Returns:
-            OK with every label; SKIPPED "EMPTY" when both texts are empty; UNSCANNABLE "NOT_UTF8" (lone surrogates),
-            "TOO_LONG", "NO_VISIBLE_TEXT" (nothing but invisible characters) or "EXPANDS" (a normalisation bomb); ERROR
-            "MATCH_FAILED" when the pattern engine spent its memory.
+            OK with every label; SKIPPED "EMPTY" when prompt and negative prompt are empty; UNSCANNABLE "NOT_UTF8" (lone
+            surrogates), "TOO_LONG", "NO_VISIBLE_TEXT" (nothing but invisible characters) or "EXPANDS" (a normalisation
+            bomb); ERROR "MATCH_FAILED" when the pattern engine spent its memory.
         """
+        texts = (prompt, negative_prompt, *turns)
         try:
-            size = len(prompt.encode()) + len(negative_prompt.encode())
+            encoded = [text.encode() for text in texts]
         except UnicodeEncodeError:
             return _unscannable("NOT_UTF8")
-        if size > self._settings.max_prompt_bytes:
+        if sum(map(len, encoded)) > self._settings.max_prompt_bytes:
             return _unscannable("TOO_LONG")
         if not prompt.strip() and not negative_prompt.strip():
             return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_SKIPPED, reason="EMPTY")
-        key = self._cache.key(prompt, negative_prompt)
-        result = self._cache.get(key)
-        if result is None:
-            result = self._measure(prompt, negative_prompt)
-            self._cache.put(key, result)
+        serving = self._serving
+        if not self._settings.cache_entries:
+            return self._measure(serving, prompt, negative_prompt, turns)
+        result, known = self._cache.get(
+            self._key(serving, encoded),
+            lambda: self._measure(serving, prompt, negative_prompt, turns),
+            # An error is this moment's, not the text's.
+            lambda result: result.status != signal_pb2.ITEM_STATUS_ERROR,
+        )
+        metrics.RESULT_CACHE.add(1, _HIT if known else _MISS)
         return result
 
     def artefacts(self) -> Sequence[signal_pb2.Artefact]:
         """Every term pack, and what the text scorers rest on, by digest."""
-        return self._artefacts
+        return self._serving.listed
 
-    def _measure(self, prompt: str, negative_prompt: str) -> signal_pb2.ItemResult:
+    def _key(self, serving: Artefacts, encoded: Sequence[bytes]) -> bytes:
+        digest = hashlib.blake2b(serving.digest, key=self._secret, digest_size=32)
+        # The length before the text: no two lists of texts share a key.
+        for text in encoded:
+            digest.update(len(text).to_bytes(8, "big") + text)
+        return digest.digest()
+
+    def _measure(
+        self, serving: Artefacts, prompt: str, negative_prompt: str, turns: Sequence[str]
+    ) -> signal_pb2.ItemResult:
         settings = self._settings
         visible = normalise.visible_text(prompt)
         if prompt.strip() and not visible.strip():
             return _unscannable("NO_VISIBLE_TEXT")
         try:
             detection = detect(
-                prompt, negative_prompt, self._terms, around=settings.around_words, max_pairs=settings.max_pairs
+                prompt,
+                negative_prompt,
+                serving.terms,
+                around=settings.around_words,
+                max_pairs=settings.max_pairs,
+                turns=turns,
             )
             scores: dict[str, float] = {}
-            if self._text_scorers:
-                reading = Reading(visible, negative_prompt, (), detection)
-                for scorer in self._text_scorers:
+            if serving.text_scorers:
+                reading = Reading(visible, negative_prompt, turns, detection)
+                for scorer in serving.text_scorers:
                     scores.update(scorer.score(reading))
         except normalise.Expands:
             return _unscannable("EXPANDS")
@@ -144,20 +196,7 @@ class PromptScorer:
             return _unscannable(error.reason)
         except term_set.MatchFailed:
             return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_ERROR, reason="MATCH_FAILED")
-        return self._result(detection, scores)
-
-    def _result(self, detection: Detection, scores: Mapping[str, float]) -> signal_pb2.ItemResult:
-        values: dict[str, float] = dict.fromkeys(detection.concepts, 1.0)
-        if "negated_clothing" in detection.concepts:
-            values["undressing_request"] = 1.0
-        values["evasion"] = float(detection.evasion)
-        values["minor_sexual"] = detection.minor_sexual
-        values.update(scores)
-        result = signal_pb2.ItemResult.FromString(self._nothing)
-        for entry, label in zip(result.labels, self.labels, strict=True):
-            if value := values.get(label):
-                entry.score = round(value, _DECIMALS)
-        return result
+        return _result(serving, detection, scores)
 
 
 def load(settings: PromptScoringSettings, sealer: Opener | None = None) -> PromptScorer:
@@ -169,15 +208,71 @@ def load(settings: PromptScoringSettings, sealer: Opener | None = None) -> Promp
     Raises:
         Fatal: names what is missing or broken, and its mend.
     """
-    sealer = sealer or Sealer.from_settings(settings.sealing)
+    return PromptScorer(sealer or Sealer.from_settings(settings.sealing), load_artefacts(settings), settings)
+
+
+def serve(settings: PromptScoringSettings) -> PromptScorer:
+    """`load`, and keep watch for changes of packs and models for as long as the process lives."""
+    scorer = load(settings)
+    if settings.reload_seconds:
+        Reloader(paths(settings), lambda: load_artefacts(settings), scorer.swap).start(settings.reload_seconds)
+    return scorer
+
+
+def load_artefacts(settings: PromptScoringSettings) -> Artefacts:
+    """Load and verify everything that scores rest on. Raises Fatal."""
     packs = [term_packs.load(folder) for folder in term_packs.bundled()] if settings.bundled_packs else []
-    packs += [term_packs.load(pack.path, pack.sha256) for pack in settings.packs]
-    return PromptScorer(sealer, packs, text_scorers(settings), settings)
+    verifier = None if settings.pack_keys is None else pack_signing.Verifier(settings.pack_keys)
+    for pack in settings.packs:
+        loaded = term_packs.load(pack.path, pack.sha256)
+        if pack.sha256 is None:
+            pack_signing.require(verifier, pack.path, loaded)
+        packs.append(loaded)
+    return Artefacts(packs, text_scorers(settings), settings.re2_max_mem_bytes)
 
 
 def text_scorers(settings: PromptScoringSettings) -> Sequence[TextScorer]:
     """The text scorers that ``settings`` ask for, in the order of their labels. Raises Fatal as they do."""
     return (SemanticScorer(model_pack.load(settings.model, task="text-embedding"), settings),)
+
+
+def paths(settings: PromptScoringSettings) -> list[Path]:
+    """Every file and folder of ``settings`` that scores rest on: whatever path they name but keys and the server's."""
+    found: list[Path] = []
+
+    def walk(value: object) -> None:
+        if isinstance(value, Path):
+            found.append(value)
+        elif isinstance(value, BaseModel):
+            for name in type(value).model_fields:
+                walk(getattr(value, name))
+        elif isinstance(value, Mapping):
+            for part in value.values():
+                walk(part)
+        elif isinstance(value, list | tuple):
+            for part in value:
+                walk(part)
+
+    for name in type(settings).model_fields:
+        if name not in ("rpc_server", "sealing", "telemetry"):
+            walk(getattr(settings, name))
+    return found
+
+
+def _result(serving: Artefacts, detection: Detection, scores: Mapping[str, float]) -> signal_pb2.ItemResult:
+    values: dict[str, float] = dict.fromkeys(detection.concepts, 1.0)
+    if "negated_clothing" in detection.concepts:
+        values["undressing_request"] = 1.0
+    values["evasion"] = float(detection.evasion)
+    values["minor_sexual"] = detection.minor_sexual
+    values.update(scores)
+    result = signal_pb2.ItemResult.FromString(serving.nothing)
+    for entry, label in zip(result.labels, serving.labels, strict=True):
+        if value := values.get(label):
+            entry.score = round(value, _DECIMALS)
+    for place in detection.places:
+        result.spans.add(label=place.concept, field=place.field, start=place.start, end=place.end)
+    return result
 
 
 def _unscannable(reason: str) -> signal_pb2.ItemResult:
@@ -190,41 +285,3 @@ def _of_packs(packs: Sequence[term_packs.TermPack]) -> tuple[signal_pb2.Artefact
         signal_pb2.Artefact(kind=term_pack, name=pack.card.name, version=pack.card.version, sha256=pack.digest)
         for pack in sorted(packs, key=lambda pack: (pack.card.name, pack.digest))
     )
-
-
-class _Cache:
-    """Results of the prompts seen last. Keys are digests under a key of this process: no text is kept."""
-
-    def __init__(self, entries: int) -> None:
-        self._entries = entries
-        self._secret = secrets.token_bytes(32)
-        self._lock = threading.Lock()
-        self._results: OrderedDict[bytes, signal_pb2.ItemResult] = OrderedDict()
-
-    def key(self, prompt: str, negative_prompt: str) -> bytes:
-        if not self._entries:
-            return b""
-        digest = hashlib.blake2b(key=self._secret, digest_size=32)
-        # The length before the text: no two pairs of texts share a key.
-        for text in (prompt.encode(), negative_prompt.encode()):
-            digest.update(len(text).to_bytes(8, "big") + text)
-        return digest.digest()
-
-    def get(self, key: bytes) -> signal_pb2.ItemResult | None:
-        if not self._entries:
-            return None
-        with self._lock:
-            result = self._results.get(key)
-            if result is not None:
-                self._results.move_to_end(key)
-            return result
-
-    def put(self, key: bytes, result: signal_pb2.ItemResult) -> None:
-        # An error is this moment's, not the text's.
-        if not self._entries or result.status == signal_pb2.ITEM_STATUS_ERROR:
-            return
-        with self._lock:
-            self._results[key] = result
-            self._results.move_to_end(key)
-            if len(self._results) > self._entries:
-                self._results.popitem(last=False)

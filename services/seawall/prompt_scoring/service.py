@@ -18,7 +18,7 @@ def main() -> None:
         STAGE.method,
         STAGE.request_type,
         STAGE.response_type,
-        lambda: scorer.load(settings),
+        lambda: scorer.serve(settings),
     )
 
 

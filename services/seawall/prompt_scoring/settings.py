@@ -17,11 +17,12 @@ from seawall.runtime.settings import (
 
 
 class PackSettings(Group):
-    """A term pack of the operator's."""
+    """A term pack of the operator's: pinned, or signed."""
 
     # The pack's folder.
     path: Path
-    # The pack's digest, 64 hex digits: a pack that was changed is refused. Unset: the pack's own card is trusted.
+    # The pack's digest, 64 hex digits (`seawall packs check` prints it): any other pack is refused. Unset: the pack
+    # must be signed by a key of pack_keys, and may then change while the service runs.
     sha256: str | None = Field(default=None, pattern=r"^[0-9A-Fa-f]{64}$")
 
 
@@ -39,8 +40,15 @@ class PromptScoringSettings(RoomSettings):
     bundled_packs: bool = True
     # Term packs besides those, as a list of {path, sha256}.
     packs: list[PackSettings] = Field(default_factory=list, max_length=256)
+    # Tink JSON keyset of the public Ed25519 keys that may sign term packs (`seawall packs keys` makes a pair).
+    pack_keys: Path | None = None
+    # Look so often whether packs, the model or the anchors have changed, in seconds. What has changed is loaded beside
+    # what serves, verified, and swapped in; what cannot be loaded is refused. 0: never look.
+    reload_seconds: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    # So many of the last turns of a conversation are read with the prompt; 0: none.
+    turns: int = Field(default=6, ge=0, le=16)
 
-    # A prompt and its negative prompt together, as UTF-8; longer ones are UNSCANNABLE "TOO_LONG".
+    # A prompt, its negative prompt and the turns before it together, as UTF-8; longer ones are UNSCANNABLE "TOO_LONG".
     max_prompt_bytes: ByteCount = 32 * 1024
     # A prompt is encoded in windows of so many tokens, and has at most so many of them; more are "TOO_LONG" as well.
     window_tokens: int = Field(default=128, ge=16, le=512)
@@ -50,5 +58,6 @@ class PromptScoringSettings(RoomSettings):
     max_pairs: int = Field(default=4, ge=1, le=32)
     # Memory that RE2 may use for a set of patterns. A prompt that needs more is ERROR "MATCH_FAILED", never clean.
     re2_max_mem_bytes: ByteCount = 64 * 1024 * 1024
-    # Results kept for prompts seen before, by a keyed digest of their text. 0: none.
-    cache_entries: int = Field(default=0, ge=0, le=1_000_000)
+    # Results kept for prompts seen before, by a keyed digest of their text and the digests of packs and models; a
+    # prompt that comes many times at once is scored once. 0: none.
+    cache_entries: int = Field(default=4096, ge=0, le=1_000_000)
