@@ -16,7 +16,7 @@ import pytest
 from seawall.classification.scorer import load_heads
 from seawall.core.errors import Fatal, Retryable
 from seawall.local import photographs
-from seawall.local.models import calibrate_opennsfw, install, minilm, opennsfw, wheels
+from seawall.local.models import calibrate_opennsfw, install, minilm, opennsfw, quantisation, wheels
 from seawall.runtime import model_pack
 from seawall.runtime.settings import seawall_home
 
@@ -192,7 +192,7 @@ def test_the_kept_ranges_are_those_of_the_photographs(weights: bytes) -> None:
     # One variant of each photograph: the ranges must lie within those kept, and the input's be the same.
     prepare = calibrate_opennsfw.preprocessor()
     pictures = calibrate_opennsfw.pictures(calibrate_opennsfw.CALIBRATION[:3], 1)
-    measured = calibrate_opennsfw.ranges(opennsfw.float_model(weights), map(prepare, pictures))
+    measured = quantisation.measure_ranges(opennsfw.float_model(weights), map(prepare, pictures))
     kept = opennsfw.read_ranges()
     assert measured.keys() == kept.keys()
     for name, (low, high) in measured.items():

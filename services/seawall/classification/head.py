@@ -31,11 +31,16 @@ class Head:
     def __init__(
         self, pack: ModelPack, execution: ExecutionSettings = CPU, workers: int = 1, drift_window: int = DRIFT_WINDOW
     ) -> None:
-        """Arguments and errors as ``Model`` and ``ScoreWatch``."""
+        """Args:
+            workers: threads that will call `score` at once.
+            drift_window: as of ``ScoreWatch``.
+
+        Raises Fatal: as ``Model``.
+        """
         self.pack = pack
         #: "name@version", as signals and metrics name it.
         self.model_name = f"{pack.name}@{pack.version}"
-        self._model = Model(pack, execution, workers)
+        self._model = Model(pack, execution)
         assert isinstance(pack.card, ImageClassificationCard)  # noqa: S101 - Model has refused any other
         self.card = pack.card
         self._preprocess = preprocessor(pack.card.input)

@@ -39,12 +39,8 @@ _RUNTIME_ERRORS = (
 class Model:
     """An image classifier. Safe for threads."""
 
-    def __init__(self, pack: ModelPack, execution: ExecutionSettings = CPU, workers: int = 1) -> None:
-        """Args:
-            workers: threads that will call `run` at once.
-
-        Raises Fatal: ``BAD_MODEL``, ``MODEL_DIGEST_MISMATCH``, ``WRONG_MODEL_TASK`` or ``PROVIDER_UNAVAILABLE``.
-        """
+    def __init__(self, pack: ModelPack, execution: ExecutionSettings = CPU) -> None:
+        """Raises Fatal: ``BAD_MODEL``, ``MODEL_DIGEST_MISMATCH``, ``WRONG_MODEL_TASK`` or ``PROVIDER_UNAVAILABLE``."""
         card = pack.card
         if not isinstance(card, ImageClassificationCard):
             raise Fatal("WRONG_MODEL_TASK", f"{pack.name}: this room runs image-classification, not {card.task}")
@@ -58,7 +54,7 @@ class Model:
             detail = f"{pack.name}/{MODEL_FILE} uses operator set {opset}, the card says at least {card.minimum_opset}"
             raise Fatal("BAD_MODEL", f"{detail}: correct minimum_opset or export the model again")
         try:
-            self._session = session(data, str(pack.path), execution, workers)
+            self._session = session(data, str(pack.path), execution)
         except _RUNTIME_ERRORS as error:
             detail = f"{pack.name}/{MODEL_FILE} is not a model this onnxruntime can run ({type(error).__name__})"
             raise Fatal("BAD_MODEL", f"{detail}: check its operators and export it again") from error

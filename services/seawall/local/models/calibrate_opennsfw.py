@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
 from seawall.classification.preprocess import Preprocessor
 from seawall.local import photographs
 from seawall.local.models import opennsfw
+from seawall.local.models.quantisation import measure_ranges, open_session
 from seawall.runtime.model_card import ImageInput
 
 CALIBRATION = ("astronaut", "cell", "clock_motion", "coins", "hubble_deep_field", "motorcycle_left", "rocket", "brick")
@@ -57,7 +56,7 @@ def main(folder: Path) -> None:
     weights = (folder / opennsfw.MEMBER).read_bytes()
     model = opennsfw.float_model(weights)
     prepare = preprocessor()
-    measured = ranges(model, (prepare(picture) for picture in pictures(CALIBRATION, _VARIANTS)))
+    measured = measure_ranges(model, (prepare(picture) for picture in pictures(CALIBRATION, _VARIANTS)))
     lines = ",\n".join(f"  {json.dumps(name)}: [{low}, {high}]" for name, (low, high) in sorted(measured.items()))
     opennsfw.RANGES_FILE.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     quantised = opennsfw.quantise(model, opennsfw.read_ranges())
@@ -107,26 +106,6 @@ def drawing(seed: int) -> Image.Image:
     return Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
 
 
-def ranges(model: onnx.ModelProto, inputs: Iterable[Input]) -> dict[str, tuple[float, float]]:
-    """Lowest and highest value of every activation over the inputs, to four significant digits.
-
-    The digits are those in which runs on different CPUs agree, so that the file does not change with the machine.
-    """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    name = model.graph.input[0].name
-    outputs = [output for node in model.graph.node for output in node.output]
-    del watched.graph.output[:]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=output) for output in outputs)
-    session = _session(watched.SerializeToString())
-    found: dict[str, tuple[float, float]] = {}
-    for values in inputs:
-        for tensor, array in zip([name, *outputs], [values, *session.run(outputs, {name: values})], strict=True):
-            low, high = found.get(tensor, (0.0, 0.0))
-            found[tensor] = (min(low, float(array.min())), max(high, float(array.max())))
-    return {tensor: (float(f"{low:.4g}"), float(f"{high:.4g}")) for tensor, (low, high) in found.items()}
-
-
 def compare(weights: bytes, quantised: bytes, inputs: Sequence[Input]) -> Change:
     """Score both models on the same inputs; rates are inferences per second of CPU."""
     (before, float_rate), (after, int8_rate) = (_scores(model, inputs) for model in (weights, quantised))
@@ -135,7 +114,7 @@ def compare(weights: bytes, quantised: bytes, inputs: Sequence[Input]) -> Change
 
 
 def _scores(model: bytes, inputs: Sequence[Input]) -> tuple[NDArray[np.float64], float]:
-    session = _session(model)
+    session = open_session(model)
     name = session.get_inputs()[0].name
     session.run(None, {name: inputs[0]})
     started = time.process_time()
@@ -144,7 +123,7 @@ def _scores(model: bytes, inputs: Sequence[Input]) -> tuple[NDArray[np.float64],
 
 
 def _write_examples(quantised: bytes, prepare: Preprocessor) -> None:
-    session = _session(quantised)
+    session = open_session(quantised)
     entries = []
     for index, seed in enumerate(_EXAMPLE_SEEDS):
         image = drawing(seed)
@@ -157,13 +136,6 @@ def _write_examples(quantised: bytes, prepare: Preprocessor) -> None:
             {"file": f"examples/{name}", "scores": {"explicit": round(score, 4)}, "tolerance": _EXAMPLE_TOLERANCE}
         )
     opennsfw.EXAMPLES_FILE.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-
-
-def _session(model: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 if __name__ == "__main__":

