@@ -28,6 +28,7 @@ from seawall.classification.settings import ClassificationSettings
 from seawall.core.errors import Poison
 from seawall.runtime import model_pack
 from seawall.runtime.content import ContentStore
+from seawall.runtime.decoding import DecodingSettings
 from seawall.runtime.settings import ContentSettings
 from tests.support import model_packs
 from tests.support.model_packs import animated, encoded, plain, write_version
@@ -49,7 +50,7 @@ class Room:
         self.pack = model_packs.write_pack(root / "red")
         prefix = self.content.as_uri() + "/"
         self.settings = ClassificationSettings(
-            classifiers=[root / "red"], content=ContentSettings(allowed_prefixes=[prefix]), **options
+            reload_seconds=0, classifiers=[root / "red"], content=ContentSettings(allowed_prefixes=[prefix]), **options
         )
         self.scorer = scorer.load(self.settings)
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from seawall.api.classification.v1 import classification_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.api.signal.v1 import signal_pb2
 from seawall.classification import labels, scorer
 from seawall.classification.head import Head
 from seawall.classification.model import Model
@@ -102,8 +103,21 @@ def test_scores_are_calibrated_by_label() -> None:
 
 
 def test_an_animation_has_each_labels_highest_score_and_the_first_frame_that_has_it() -> None:
-    frames = [(0, {"a": 0.1, "b": 0.9}), (7, {"a": 0.8, "b": 0.2}), (9, {"a": 0.8, "b": 0.9})]
-    assert labels.highest(frames) == {"a": (0.8, 7), "b": (0.9, 0)}
+    class Told:
+        model_name = "told@1"
+
+        def score(self, rgb: Any, prepared: Any) -> dict[str, float]:
+            return {"a": float(rgb[0, 0, 0]) / 10, "b": float(rgb[0, 0, 1]) / 10}
+
+    highest = labels.Highest(Told())
+    for number, colour in ((0, (1, 9, 0)), (7, (8, 2, 0)), (9, (8, 9, 0))):
+        highest.see(labels.ScoredFrame(number, np.full((1, 1, 3), colour, np.uint8), {}))
+    result = signal_pb2.ItemResult()
+    highest.add_to(result.labels)
+    assert [(one.label, one.score, one.frame, one.model) for one in result.labels] == [
+        ("a", 0.8, 7, "told@1"),
+        ("b", 0.9, 0, "told@1"),
+    ]
 
 
 # --- the graph --------------------------------------------------------------------------------------------------------

@@ -19,12 +19,12 @@ from seawall.classification.labels import ScoredFrame
 from seawall.classification.lineup import Lineup
 from seawall.classification.reload import Reloader
 from seawall.classification.rollout import Rollout, Trial, falls_in
-from seawall.classification.scorer import Scorer, in_process
+from seawall.classification.scorer import Scorer, decoded_by
 from seawall.classification.trials import INTERNAL, SHED, TIMEOUT, Trials
 from seawall.core.errors import Fatal
 from seawall.core.policy import build_evidence
 from seawall.runtime.content import ContentStore
-from seawall.runtime.decoding import DEFAULT_LIMITS
+from seawall.runtime.decoding import DEFAULT_LIMITS, InProcessDecoder
 from seawall.runtime.settings import ContentSettings
 from tests.support import model_packs
 from tests.support.model_packs import animated, encoded, plain, shifted, write_version
@@ -190,7 +190,9 @@ class Room:
     def __init__(self, root: Path, line: Lineup, trials: Trials, **options: Any) -> None:
         settings = ContentSettings(allowed_prefixes=[(root / "content").as_uri() + "/"])
         self.store = ContentStore(settings)
-        self.scorer = Scorer(line, self.store, in_process(DEFAULT_LIMITS, 8), trials=trials, **options)
+        self.scorer = Scorer(
+            line, self.store, decoded_by(InProcessDecoder(DEFAULT_LIMITS), 8), trials=trials, **options
+        )
 
     def score(self, colour: tuple[int, int, int], generation_id: str = "g") -> signal_pb2.ItemResult:
         content = self.store.put(encoded(plain(colour)), "image/png")

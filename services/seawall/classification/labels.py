@@ -50,25 +50,23 @@ def scores(labels: Sequence[Label], row: NDArray[np.float64]) -> Mapping[str, fl
     return {label.name: _calibrate(label, float(row[label.index])) for label in labels}
 
 
-def highest(frames: Sequence[tuple[int, Mapping[str, float]]]) -> Mapping[str, tuple[float, int]]:
-    """Per label the highest score of all frames and the first frame that has it: one bad frame makes an animation bad.
+class Highest:
+    """Per label the highest score of all frames, and the first frame that has it: one bad frame spoils an animation."""
 
-    Args:
-        frames: number and scores by label of each; at least one.
-    """
-    found: dict[str, tuple[float, int]] = {}
-    for number, frame in frames:
-        for name, score in frame.items():
-            if name not in found or score > found[name][0]:
-                found[name] = (score, number)
-    return found
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        self._found: dict[str, tuple[float, int]] = {}
 
+    def see(self, frame: ScoredFrame) -> None:
+        """Score a frame. Raises what the classifier raises."""
+        for name, score in self._classifier.score(frame.pixels, frame.prepared).items():
+            if name not in self._found or score > self._found[name][0]:
+                self._found[name] = (score, frame.number)
 
-def add_highest(to: LabelScores, classifier: Classifier, frames: Sequence[ScoredFrame]) -> None:
-    """Score the frames and add each label with its highest score. Raises what the classifier raises."""
-    scored = [(frame.number, classifier.score(frame.pixels, frame.prepared)) for frame in frames]
-    for name, (score, number) in highest(scored).items():
-        to.add(label=name, score=score, frame=number, model=classifier.model_name)
+    def add_to(self, labels: LabelScores) -> None:
+        """Add what was found."""
+        for name, (score, number) in self._found.items():
+            labels.add(label=name, score=score, frame=number, model=self._classifier.model_name)
 
 
 def _calibrate(label: Label, probability: float) -> float:

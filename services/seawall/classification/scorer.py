@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from seawall.api.signal.v1 import signal_pb2
 from seawall.classification import lineup as lineups
 from seawall.classification import rollout as rollouts
 from seawall.classification.head import Head
-from seawall.classification.labels import ScoredFrame, add_highest
+from seawall.classification.labels import Highest, ScoredFrame
 from seawall.classification.lineup import Lineup, LoadOptions, Plan
 from seawall.classification.reload import Reloader
 from seawall.classification.rollout import Rollout
@@ -30,15 +31,15 @@ _HIT, _MISS = {metrics.CACHE_RESULT: "hit"}, {metrics.CACHE_RESULT: "miss"}
 class Decode(Protocol):
     """The one seam where a picture is decoded."""
 
-    def __call__(self, data: bytes, *, min_side: int, declared: str) -> Sequence[Frame]:
-        """The frames to score, as RGB; arrays that stay as they are for as long as they are referred to.
+    def __call__(self, data: bytes, *, min_side: int, declared: str) -> Generator[Frame, None, None]:
+        """The frames to score, as RGB, at least one. A frame's pixels are valid until the next is asked for.
 
         Args:
             min_side: scale while decoding as far as both sides keep at least so many pixels.
             declared: the media type that the sender gave.
 
         Raises:
-            Unscannable: with the reason.
+            Unscannable: with the reason; also after some frames.
         """
         ...
 
@@ -99,18 +100,26 @@ class Scorer:
         return self._lineup.artefacts
 
     def _measure(self, data: bytes, declared: str, plan: Plan, min_side: int) -> signal_pb2.ItemResult:
+        highest = [Highest(head) for head in plan.deciding]
+        kept: list[ScoredFrame] = []
         try:
-            frames = self._decode(data, min_side=min_side, declared=declared)
+            # Closed also when a model fails: the decoder's slot must not wait for the garbage collector.
+            with closing(self._decode(data, min_side=min_side, declared=declared)) as frames:
+                for frame in frames:
+                    scored = ScoredFrame(frame.number, frame.pixels, {})
+                    for one in highest:
+                        one.see(scored)
+                    if plan.shadows:
+                        kept.append(scored._replace(pixels=frame.pixels.copy()))
         except Unscannable as error:
             return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_UNSCANNABLE, reason=error.reason)
-        scored = [ScoredFrame(frame.number, frame.pixels, {}) for frame in frames]
         result = signal_pb2.ItemResult(status=OK)
-        for head in plan.deciding:
-            add_highest(result.labels, head, scored)
+        for one in highest:
+            one.add_to(result.labels)
         if self._provenance is not None:
             self._provenance(data, result)
         if plan.shadows and self._trials is not None:
-            result.shadows.extend(self._trials(plan.shadows, scored))
+            result.shadows.extend(self._trials(plan.shadows, kept))
         return result
 
 
@@ -150,10 +159,8 @@ def load(settings: ClassificationSettings) -> Scorer:
 def decoded_by(decoder: Decoder, sampled_frames: int) -> Decode:
     """Decode by ``decoder``; of an animation the frames that differ most."""
 
-    def decode(data: bytes, *, min_side: int, declared: str) -> Sequence[Frame]:
-        frames = decoder.frames(data, "rgb", min_side, declared, most=sampled_frames)
-        # Copied: the decoder's next picture would lie in their place.
-        return [frame._replace(pixels=frame.pixels.copy()) for frame in frames]
+    def decode(data: bytes, *, min_side: int, declared: str) -> Generator[Frame, None, None]:
+        yield from decoder.frames(data, "rgb", min_side, declared, most=sampled_frames)
 
     return decode
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from seawall.api.signal.v1 import signal_pb2
 from seawall.classification.head import Head
-from seawall.classification.labels import ScoredFrame, add_highest
+from seawall.classification.labels import Highest, ScoredFrame
 from seawall.core.errors import SeawallError
 from seawall.runtime.logging import get_logger
 from seawall.runtime.workers import Job, Workers
@@ -69,7 +69,10 @@ class Trials:
 def _score(head: Head, frames: Sequence[ScoredFrame]) -> signal_pb2.ShadowScores:
     shadow = signal_pb2.ShadowScores(model=head.model_name)
     try:
-        add_highest(shadow.labels, head, frames)
+        highest = Highest(head)
+        for frame in frames:
+            highest.see(frame)
+        highest.add_to(shadow.labels)
     except SeawallError as error:
         shadow = signal_pb2.ShadowScores(model=head.model_name, reason=error.reason)
     except Exception as error:
