@@ -20,10 +20,12 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(no_args_is_help=True, help="Make the topics, or compare them with what they must be.")
 models_app = typer.Typer(no_args_is_help=True, help="Install model packs.")
+packs_app = typer.Typer(no_args_is_help=True, help="Check, test, list and sign term packs. No pattern is ever printed.")
 banks_app = typer.Typer(no_args_is_help=True, help="Lists of hashes: fill, look at, pull and vote.")
 app.add_typer(topics_app, name="topics")
 app.add_typer(banks_app, name="banks")
 app.add_typer(models_app, name="models")
+app.add_typer(packs_app, name="packs")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
@@ -126,6 +128,61 @@ def topics_check(json_output: Json = False) -> None:
     from seawall.cli import topics as command
 
     command.check(json_output=json_output)
+
+
+Packs = Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of term packs.")]
+
+
+@packs_app.command("check")
+def packs_check(folder: Packs, json_output: Json = False) -> None:
+    """Load packs, compile the patterns, name faults by file and line, print digests to pin. Exit status 1 on a fault."""
+    _packs().check(folder, json_output=json_output)
+
+
+@packs_app.command("test")
+def packs_test(
+    folder: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Folders of term packs; none: the bundled ones.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Run each pack's own cases. Exit status 1 if one does not hold."""
+    _packs().test(folder or [], json_output=json_output)
+
+
+@packs_app.command("list")
+def packs_list(json_output: Json = False) -> None:
+    """The packs that the settings use: language, version, digest, and how each is trusted."""
+    _packs().list_(json_output=json_output)
+
+
+@packs_app.command("stamp")
+def packs_stamp(
+    folder: Packs,
+    keys: Annotated[Path | None, typer.Option(metavar="KEYSET", help="Sign with this private keyset as well.")] = None,
+) -> None:
+    """Write the digests of a pack's files into its card, once they are changed on purpose."""
+    _packs().stamp(folder, keys)
+
+
+@packs_app.command("keys")
+def packs_keys(
+    private: Annotated[Path, typer.Argument(metavar="PRIVATE", help="Signs packs; keep it where they are made.")],
+    public: Annotated[Path, typer.Argument(metavar="PUBLIC", help="Verifies them: pack_keys in the settings.")],
+) -> None:
+    """Make a pair of Tink keysets (Ed25519) to sign packs with."""
+    _packs().keys(private, public)
+
+
+def _packs() -> ModuleType:
+    try:
+        return import_module("seawall.cli.packs")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("seawall"):
+            raise
+        raise Fatal(
+            "EXTRA_MISSING", f"term packs need the package {error.name}: pip install 'seawall[prompt_scoring]'"
+        ) from error
 
 
 @models_app.command("install")

@@ -11,7 +11,7 @@ _MAX_SPELLINGS = 512
 #: Stands for anything that is not spelled out.
 _UNKNOWN = "\x00"
 _TOKEN = re.compile(
-    r"\\[pPx]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[a-zA-Z-]*[:)]|\(\?P?<[^>]*>|\{\d*,?\d*\}\??|.",
+    r"\\[pPx]\{[^}]*\}|\\[pP][A-Z]|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[a-zA-Z-]*[:)]|\(\?P?<[^>]*>|\{\d*,?\d*\}\??|.",
     re.DOTALL,
 )
 
@@ -36,6 +36,22 @@ def _fold(token: str, table: Mapping[int, str | None]) -> str:
     if len(letters) == 1 and letters.isalnum():
         return letters
     return f"(?:{re.escape(letters)})"
+
+
+def unreachable(pattern: str) -> list[str]:
+    """Why ``pattern`` asks for what no view holds: "ascii" (\\w or \\b), "letter" (a capital), "sign" (punctuation)."""
+    found: dict[str, None] = {}
+    for part in _TOKEN.findall(pattern):
+        if part in (r"\w", r"\W", r"\b", r"\B"):
+            found["ascii"] = None
+        literal = part[1:] if part.startswith("\\") and not part[1:].isalnum() else part
+        if len(literal) != 1 or part in "()|?*+^$. ":
+            continue
+        if literal.isalpha() and literal != literal.lower():
+            found["letter"] = None
+        elif literal.isascii() and not literal.isalnum():
+            found["sign"] = None
+    return list(found)
 
 
 def literal_words(pattern: str) -> set[str]:
