@@ -164,7 +164,8 @@ class Lane:
         """Settings of every room of the lane."""
         return {
             **_QUICK,
-            "PYTHONPATH": str(ROOT),
+            # This tree's own rooms, wherever the environment's distribution was installed from.
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "services"))),
             "SEAWALL_HOME": str(self.home),
             "SEAWALL_KAFKA__BOOTSTRAP_SERVERS": self.settings.bootstrap_servers,
             "SEAWALL_KAFKA__TOPIC_PREFIX": self.names.prefix,

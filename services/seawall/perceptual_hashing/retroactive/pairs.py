@@ -47,7 +47,7 @@ def near(left: Words, right: Words) -> Pairs:
             hits = index.search(np.ascontiguousarray(right[start : start + _QUERIES]), MAX_RADIUS)
             found.append(Pairs(hits.row, hits.query + start, hits.distance))
         return _joined(found)
-    large = MultiIndex(np.ascontiguousarray(right), threads=os.cpu_count() or 1)
+    large = MultiIndex.build(np.ascontiguousarray(right), threads=os.cpu_count() or 1)
     found = []
     for start in range(0, len(left), _QUERIES):
         hits = large.search(np.ascontiguousarray(left[start : start + _QUERIES]), MAX_RADIUS)
@@ -81,7 +81,7 @@ def warm() -> None:
     """Compile, or load from the cache, what the first hit would otherwise wait for."""
     rows = np.arange(8, dtype=np.uint64).reshape(2, 4)
     ScanIndex(rows).search(rows, MAX_RADIUS)
-    MultiIndex(rows).search(rows, MAX_RADIUS)
+    MultiIndex.build(rows).search(rows, MAX_RADIUS)
 
 
 _EMPTY = np.zeros(0, np.int64)

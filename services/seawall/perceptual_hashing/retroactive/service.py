@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 
+import uvloop
+
 from seawall.perceptual_hashing.retroactive import pairs
 from seawall.perceptual_hashing.retroactive.engine import Engine
 from seawall.perceptual_hashing.retroactive.late import ROOM
@@ -39,7 +41,7 @@ def main() -> None:
     logging.setup(settings.telemetry, ROOM, settings.instance)
     telemetry.setup(settings.telemetry, ROOM, settings.instance)
     try:
-        asyncio.run(_run(settings))
+        uvloop.run(_run(settings))
     finally:
         telemetry.shutdown()
 
