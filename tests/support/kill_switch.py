@@ -21,7 +21,7 @@ from seawall.api.decision.v1 import decision_pb2
 from seawall.core import decide
 from seawall.core.clock import SystemClock
 from seawall.core.join import Completed
-from seawall.core.policy import Policy
+from seawall.core.policy import Lineup
 from seawall.relay import engine as relay_engine
 from seawall.runtime.broker import Output, TopicPartition
 from seawall.runtime.kafka.consumer import KafkaConsumer
@@ -81,9 +81,9 @@ def _aggregator_read() -> None:
     module: Any = decide
     joint = decide.joint
 
-    def killed(completed: Completed, policy: Policy) -> decision_pb2.Decision:
+    def killed(completed: Completed, lineup: Lineup) -> decision_pb2.Decision:
         kill_once()
-        return joint(completed, policy)
+        return joint(completed, lineup)
 
     module.joint = killed
 

@@ -21,7 +21,7 @@ from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.clock import Clock, SystemClock
 from seawall.core.errors import SeawallError
-from seawall.core.policy import Policy
+from seawall.core.policy import Rollout
 from seawall.relay.dead_letters import DeadLetters
 from seawall.relay.engine import Engine as Relay
 from seawall.relay.settings import EngineSettings
@@ -197,7 +197,7 @@ class Stream:
         quick = {"commit_seconds": 0.01, "deadline_check_seconds": 0.01, "rescan_seconds": 0.01}
         aggregator = Aggregator(
             broker=self.broker,
-            policy=Policy(policy or AggregatorSettings().policy),
+            rollout=Rollout.load(policy or AggregatorSettings().policy),
             dead_letters=self.dead_letter_maker("aggregator"),
             generations_topic=NAMES.generations,
             signals_topic=NAMES.signals,

@@ -247,7 +247,7 @@ async def test_the_fuse_stops_an_aggregator_that_can_read_nothing(stream: Stream
 
 async def test_another_policy_decides_again_under_its_own_id(stream: Stream, tmp_path: Path) -> None:
     # F26: at most one distinct decision per policy digest.
-    document = yaml.safe_load(AggregatorSettings().policy.read_text())
+    document = yaml.safe_load((AggregatorSettings().policy / "policy.yaml").read_text())
     document["version"] = "2"
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump(document))

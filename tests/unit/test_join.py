@@ -12,7 +12,7 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core import decide
 from seawall.core.join import Completed, Decided, Event, Join, LateSignal, Position
-from seawall.core.policy import Policy
+from seawall.core.policy import Lineup, Policy
 from tests.support.records import CLASSIFICATION, GENERATIONS, HASHING, PROMPT, SIGNALS, deadline, generation, signal
 
 POLICY = Policy(AggregatorSettings().policy)
@@ -255,7 +255,7 @@ class Run:
     def _follow(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, Completed):
-                decision = decide.joint(event, POLICY)
+                decision = decide.joint(event, Lineup.of(POLICY))
                 self.decisions.append((decision.decision_id, decision.SerializeToString(deterministic=True)))
                 self.join.settle(event.joined.position.offset)
             else:

@@ -16,7 +16,7 @@ from seawall.core.errors import Fatal
 from seawall.core.policy import Policy
 from tests.support.records import CLASSIFICATION, HASHING, PROMPT, generation, signal
 
-DEFAULT = AggregatorSettings().policy
+DEFAULT: Path = AggregatorSettings().policy
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def default() -> Policy:
 
 
 def write(tmp_path: Path, **changes: object) -> Path:
-    document = yaml.safe_load(DEFAULT.read_text())
+    document = yaml.safe_load((DEFAULT / "policy.yaml").read_text())
     document.update(changes)
     path = tmp_path / "policy.yaml"
     path.write_text(yaml.safe_dump({k: v for k, v in document.items() if v is not None}))
@@ -85,7 +85,9 @@ def test_undressing_an_uploaded_photograph_is_blocked(default: Policy) -> None:
 def test_comparisons_tell_measured_from_unmeasured(default: Policy) -> None:
     g = generation()
     verdict = default.judge(g, [prompt_signal(g, minor_sexual=0.7)], [])
-    by_name = {comparison.threshold: comparison for comparison in verdict.comparisons}
+    written = decision_pb2.Decision.FromString(default.comparisons(verdict.scores))
+    by_name = {comparison.threshold: comparison for comparison in written.comparisons}
+    assert [comparison.threshold for comparison in written.comparisons] == [t.name for t in default.thresholds]
     assert by_name["prompt_detect"].score == pytest.approx(0.7)
     assert by_name["prompt_detect"].reached
     assert not by_name["explicit"].HasField("score")
@@ -183,23 +185,26 @@ def test_the_digest_is_of_the_file(default: Policy, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rules": [rule("evidence.promt == 1")]}, "rule 'r'.*undefined field 'promt'"),
+        ({"rules": [rule("evidence.promt == 1")]}, "line \\d+: rule 'r'.*undefined field 'promt'.*seawall"),
         ({"rules": [rule("1 + 1")]}, "must be true or false"),
         ({"rules": [rule('threshold["nope"] > 0.1')]}, "'nope' is not declared"),
         ({"rules": [rule('evidence.score["a.b"] > 0.1')]}, "'a.b' has no threshold"),
         ({"rules": [rule("true"), rule("true")]}, "the id is taken"),
-        ({"rules": [rule("true", rule_id="engine/x")]}, "the id is taken"),
-        ({"rules": [rule("true", "HOLD")]}, "outcome must be one of"),
-        ({"rules": []}, "at least one rule"),
-        ({"rules": [{"id": "x"}]}, "rule 1: must have exactly"),
-        ({"thresholds": {"t": {"label": "a.b", "value": 1.5}}}, "from 0 to 1"),
-        ({"thresholds": {"t": {"label": "a.b", "value": float("nan")}}}, "from 0 to 1"),
-        ({"thresholds": {"t": {"label": "nolabel", "value": 1}}}, "<stage>.<label>"),
+        ({"rules": [rule("true", rule_id="engine/x")]}, "the engine's own"),
+        ({"rules": [rule("true", "HOLD")]}, "rules.0.outcome: Input should be 'ALLOW'"),
+        ({"rules": []}, "there is none"),
+        ({"rules": [{"id": "x"}]}, "rules.0.when: missing"),
+        ({"thresholds": {"t": {"label": "a.b", "value": 1.5}}}, "less than or equal to 1"),
+        ({"thresholds": {"t": {"label": "a.b", "value": -0.1}}}, "greater than or equal to 0"),
+        ({"thresholds": {"t": {"label": "a.b", "value": True}}}, "valid number"),
+        ({"thresholds": {"t": {"label": "a.b", "value": float("nan")}}}, "finite number"),
+        ({"thresholds": {"t": {"label": "nolabel", "value": 1}}}, "thresholds.t.label"),
         ({"budgets": {"text": 1}}, "budgets"),
         ({"stages": {"prompt": []}}, "stages"),
-        ({"max_attempts": 0}, "from 1 to 10"),
-        ({"surprise": 1}, "key 'surprise': not known"),
-        ({"name": None}, "name: must be a non-empty string"),
+        ({"max_attempts": 0}, "max_attempts.*greater than or equal to 1"),
+        ({"surprise": 1}, "surprise: unknown key"),
+        ({"name": None}, "name: missing"),
+        ({"rules": [rule("false")]}, "rule 'r' can never hold"),
     ],
 )
 def test_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
@@ -219,6 +224,6 @@ def test_absent_and_oversized_files(tmp_path: Path) -> None:
     with pytest.raises(Fatal, match="cannot be read"):
         Policy(tmp_path / "none.yaml")
     path = tmp_path / "policy.yaml"
-    path.write_bytes(b"#" * (1 << 20) + b"\n")
+    path.write_bytes(b"#" * (10 << 20) + b"\n")
     with pytest.raises(Fatal, match="at most"):
         Policy(path)

@@ -33,7 +33,7 @@ from seawall.core import decide
 from seawall.core.clock import Clock, SystemClock
 from seawall.core.errors import Fatal, Poison, Retryable, SeawallError
 from seawall.core.join import Completed, Event, Join, LateSignal, OpenGeneration, Position
-from seawall.core.policy import Policy
+from seawall.core.policy import Lineup, Rollout
 from seawall.core.validate import generation_id_of, parse_generation
 from seawall.relay.dead_letters import DeadLetters, Fuse
 from seawall.relay.signals import trace_headers
@@ -77,6 +77,8 @@ class Stats:
 class _Partition:
     number: int
     join: Join
+    #: Who judges the open generations, by offset: chosen when they are read, whatever is reloaded before they complete.
+    lineups: dict[int, Lineup] = field(default_factory=dict)
     #: (due, generation offset) of every open generation, seconds of the monotonic clock.
     due: list[tuple[float, int]] = field(default_factory=list)
     #: (due, generation offset, next attempt, trace context) of every HOLD that waits to be scanned again.
@@ -105,7 +107,7 @@ class Engine:
         self,
         *,
         broker: Broker,
-        policy: Policy,
+        rollout: Rollout,
         dead_letters: DeadLetters,
         generations_topic: str,
         signals_topic: str,
@@ -118,7 +120,7 @@ class Engine:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._broker = broker
-        self._policy = policy
+        self._rollout = rollout
         self._dead_letters = dead_letters
         self._generations = generations_topic
         self._signals = signals_topic
@@ -172,6 +174,14 @@ class Engine:
     def stop(self) -> None:
         """Ask ``run`` to end. Safe in a signal handler of the loop."""
         self._stopping.set()
+
+    def use(self, rollout: Rollout) -> None:
+        """Judge what is read from now on by ``rollout``. Call it in the loop that ``run`` runs in.
+
+        Generations that are open are decided by the lineup that they were opened with: which stages must report is
+        part of what makes a decision, and a replay must find a decision of the same digest the same.
+        """
+        self._rollout = rollout
 
     async def _turn(self) -> None:
         self.stats.turns += 1
@@ -258,18 +268,22 @@ class Engine:
             self._follow(state, events, outbox)
             self._divert(record, error, outbox)
             generation_id = generation_id_of(record.key, record.topic, record.partition, record.offset)
-            self._put(outbox, state, decide.malformed(generation_id, position, traceparent, error, self._policy))
+            lineup = self._rollout.choose_by_id(generation_id)
+            self._put(outbox, state, decide.malformed(generation_id, position, traceparent, error, lineup))
             outbox.settle.append(partial(state.join.settle, position.offset))
             return
         self._fuse.passed()
+        lineup = state.lineups[position.offset] = self._rollout.choose(generation)
         self._follow(state, state.join.on_generation(generation, position, traceparent), outbox)
         if state.join.is_open(position.offset):
-            heapq.heappush(state.due, (self._due(generation), position.offset))
+            heapq.heappush(state.due, (self._due(generation, lineup), position.offset))
+        else:
+            state.lineups.pop(position.offset, None)  # a repeat, or decided at once
 
-    def _due(self, generation: generation_pb2.Generation) -> float:
+    def _due(self, generation: generation_pb2.Generation, lineup: Lineup) -> float:
         """When the generation's budget is spent. Counted from when it was read, so that a backlog is worked off rather
         than held, and on the monotonic clock, which does not jump when the wall clock is set."""
-        nanos = self._policy.budget_nanos(generation)
+        nanos = lineup.policy.budget_nanos(generation)
         if generation.HasField("deadline_time"):
             deadline = generation.deadline_time.seconds * _NANOS + generation.deadline_time.nanos
             nanos = deadline - self._clock.now_nanos()
@@ -310,15 +324,16 @@ class Engine:
         for event in events:
             match event:
                 case Completed(joined, _):
-                    decision = decide.joint(event, self._policy)
-                    self._put(outbox, state, decision)
                     offset = joined.position.offset
+                    decision = decide.joint(event, state.lineups.pop(offset))
+                    self._put(outbox, state, decision)
                     if decision.rescanned:
                         outbox.settle.append(partial(self._plan_rescan, state, joined))
                     else:
                         outbox.settle.append(partial(state.join.settle, offset))
                 case LateSignal(read):
-                    amendment = decide.amendment(read, self._policy)
+                    lineup = self._rollout.choose_by_id(read.signal.generation_id)
+                    amendment = decide.amendment(read, lineup)
                     if amendment is not None:
                         self._put(outbox, state, amendment)
                     offset = read.position.offset
@@ -522,7 +537,7 @@ class Engine:
             generations = await self._consumer.committed(TopicPartition(self._generations, number))
             signals = await self._consumer.committed(TopicPartition(self._signals, number))
             join = Join(
-                self._policy.required,
+                lambda generation: self._rollout.choose(generation).policy.required(generation),
                 next_generation=generations or 0,
                 next_signal=signals or 0,
                 remember=self._settings.remember,

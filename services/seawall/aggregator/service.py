@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from functools import partial
 
 import uvloop
 
 from seawall.aggregator.engine import Engine
+from seawall.aggregator.reload import Reloader
 from seawall.aggregator.settings import AggregatorSettings
 from seawall.aggregator.traces import AggregatorObserver
 from seawall.core.clock import SystemClock
-from seawall.core.policy import Policy
+from seawall.core.policy import Rollout
+from seawall.core.policy.archive import Archive
 from seawall.relay.dead_letters import DeadLetters
 from seawall.runtime import logging, telemetry, topics
 from seawall.runtime.kafka import KafkaBroker
@@ -37,14 +40,15 @@ def main() -> None:
 
 
 async def _run(settings: AggregatorSettings) -> None:
-    policy = Policy(settings.policy)
+    rollout = Rollout.load(settings.policy)
     prefix = settings.kafka.topic_prefix
     names = topics.TopicNames(prefix)
     broker = KafkaBroker(settings.kafka)
     await topics.check_at_start(broker, names)
+    observer = AggregatorObserver(ROOM, names, settings.traces)
     engine = Engine(
         broker=broker,
-        policy=policy,
+        rollout=rollout,
         dead_letters=DeadLetters(
             room=ROOM,
             instance=settings.instance,
@@ -58,9 +62,25 @@ async def _run(settings: AggregatorSettings) -> None:
         group=f"{prefix}{ROOM}",
         member=settings.kafka.instance,
         settings=settings.join,
-        observer=AggregatorObserver(ROOM, names, settings.traces),
+        observer=observer,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, engine.stop)
-    await engine.run()
+    archive = Archive(settings.policy_archive)
+    reloader = Reloader(settings.policy, rollout, engine.use, observer.event, archive)
+    if not settings.policy_reload_seconds:
+        await engine.run()
+        return
+    reloading = loop.create_task(reloader.run(settings.policy_reload_seconds))
+    reloading.add_done_callback(partial(_reload_ended, observer))
+    try:
+        await engine.run()
+    finally:
+        reloading.cancel()
+
+
+def _reload_ended(observer: AggregatorObserver, task: asyncio.Task[None]) -> None:
+    """What decides goes on deciding; that no change is taken up any more must be seen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        observer.event("policy_reload_crashed", error=error, reason=type(error).__name__)

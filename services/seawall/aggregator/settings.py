@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from seawall.runtime.settings import Group, KafkaSettings, RoomSettings, SealingSettings, Seconds
+from seawall.runtime.settings import Group, KafkaSettings, RoomSettings, SealingSettings, Seconds, seawall_home
 
 
 class JoinSettings(Group):
@@ -55,5 +55,9 @@ class AggregatorSettings(RoomSettings):
     sealing: SealingSettings = Field(default_factory=SealingSettings)
     join: JoinSettings = Field(default_factory=JoinSettings)
     traces: TraceSettings = Field(default_factory=TraceSettings)
-    # The policy to enforce; the default comes with the package.
-    policy: Path = Path(__file__).parent / "policies" / "default.yaml"
+    # A bundle's folder, a rollout's (one with rollout.yaml), or a lone policy file; the default comes with the package.
+    policy: Path = Path(__file__).parent / "policies" / "default"
+    # How often it is looked at for changes; 0: read once, at the start.
+    policy_reload_seconds: float = Field(default=2.0, ge=0, le=3_600)
+    # Where every bundle that decided is kept by its digest: `seawall why ID --replay` makes its decisions again.
+    policy_archive: Path = Field(default_factory=lambda: seawall_home() / "policies")

@@ -13,9 +13,9 @@ from seawall.runtime.logging import get_logger
 from seawall.runtime.readiness import ReadyFile
 
 #: Events of ordinary life; the others are warnings.
-_CALM = frozenset({"ready", "not_ready"})
+_CALM = frozenset({"ready", "not_ready", "policy_reloaded"})
 #: Events that an operator must act on.
-_ALARMS = frozenset({"halted", "crashed"})
+_ALARMS = frozenset({"halted", "crashed", "policy_refused", "policy_reload_crashed"})
 
 
 class StreamObserver:

@@ -1,0 +1,201 @@
+"""Conditions in CEL, type-checked against the protos, evaluated by the CEL project's own C++ runtime.
+
+A condition sees
+
+* ``generation`` – the seawall.api.generation.v1.Generation (its texts sealed),
+* ``evidence``   – the seawall.api.decision.v1.Evidence,
+* ``threshold``  – map of the policy's named values.
+
+Each condition is compiled twice. As it is written, for what is recorded. And rewritten, with thresholds as literals
+and ``evidence.score["…"]`` as plain variables, for the *guard*: all conditions joined by ``||``. In CEL that is false
+only if every one of them is false and none has failed; so one evaluation clears the generations that no rule speaks of,
+which are nearly all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from cel_expr_python import cel
+from google.protobuf import descriptor_pool
+
+from seawall.api.decision.v1 import decision_pb2
+from seawall.api.generation.v1 import generation_pb2
+from seawall.core.policy.document import Place
+
+_EVIDENCE: Final = decision_pb2.Evidence.DESCRIPTOR.full_name
+_GENERATION: Final = generation_pb2.Generation.DESCRIPTOR.full_name
+_VARIABLES: Final = {
+    "generation": cel.Type(_GENERATION),
+    "evidence": cel.Type(_EVIDENCE),
+    "threshold": cel.Type.Map(cel.Type.STRING, cel.Type.DOUBLE),
+}
+#: String literals (raw, triple-quoted) and comments, which no rewriting may touch, then what is rewritten.
+_STRING = r"""(?:[rRbB]{0,2}(?:\"{3}[\s\S]*?\"{3}|'{3}[\s\S]*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))|//[^\n]*"""
+_KEY = r"""\s*\[\s*(?:"([^"\\]*)"|'([^'\\]*)')\s*\]"""
+_TOKENS = re.compile(
+    rf"(?<![\w.])evidence\s*\.\s*score{_KEY}|(?<![\w.])threshold{_KEY}|(?<![\w.])threshold\s*\.\s*([A-Za-z_]\w*)|{_STRING}"
+)
+_USES = re.compile(rf"(?<![\w.])evidence\s*\.\s*(\w+)|(?<![\w.])(evidence)\b|{_STRING}")
+#: Fields of Evidence that cost little to gather. A guard that reads others gets the whole.
+_CHEAP: Final = frozenset({"matches", "held_matches", "missing", "errors", "unscannable"})
+#: Conditions of one guard, and its length: CEL limits depth and size.
+_GUARD_RULES = 64
+_GUARD_CHARACTERS = 32_000
+_POSITION = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*)")
+_UNDEFINED_FIELD = re.compile(r"undefined field '(\w+)' not found in struct '([\w.]+)'")
+
+Evaluate = Callable[[generation_pb2.Generation, decision_pb2.Evidence], bool | None]
+
+
+class Compiled(NamedTuple):
+    """A condition that has passed the type checker."""
+
+    expression: Any
+    #: The checked expression's wire format, for analysis.
+    checked: bytes
+    text: str
+
+
+class Language:
+    """The language of one policy's conditions.
+
+    Args:
+        thresholds: named values.
+        labels: labels that have a threshold: their scores are always present.
+    """
+
+    def __init__(self, thresholds: Mapping[str, float], labels: Sequence[str]) -> None:
+        self._thresholds = dict(thresholds)
+        self._index = {label: number for number, label in enumerate(labels)}
+        self._env = cel.NewEnv(descriptor_pool.Default(), variables=_VARIABLES)
+        scalars = {_scalar(number): cel.Type.DOUBLE for number in range(len(labels))}
+        self._guard_env = cel.NewEnv(descriptor_pool.Default(), variables={**_VARIABLES, **scalars})
+
+    def compile(self, text: str, at: Place, rule_id: str) -> Compiled:
+        """Type-check a condition.
+
+        Raises:
+            Fatal: BAD_POLICY with file, line, rule and mend.
+        """
+        self._check_keys(text, at, rule_id)
+        try:
+            expression = self._env.compile(text)
+        except (RuntimeError, ValueError) as error:
+            raise at.refuse(f"rule {rule_id!r}: 'when' does not compile: {_explain(str(error))}") from error
+        if expression.return_type() != cel.Type.BOOL:
+            name = expression.return_type().name()
+            raise at.refuse(f"rule {rule_id!r}: 'when' must be true or false, and is {name}: compare it with something")
+        return Compiled(expression, expression.serialize(), text)
+
+    def activation(self, generation: generation_pb2.Generation, evidence: decision_pb2.Evidence) -> Any:
+        """What conditions are evaluated over."""
+        return self._env.Activation({"generation": generation, "evidence": evidence, "threshold": self._thresholds})
+
+    def guard(self, conditions: Sequence[Compiled]) -> Guard:
+        """One expression in place of many; see the module's text."""
+        texts = [f"({self.rewrite(condition.text)}\n)" for condition in conditions]
+        chunks: list[list[str]] = [[]]
+        for text in texts:
+            if len(chunks[-1]) >= _GUARD_RULES or sum(map(len, chunks[-1])) + len(text) > _GUARD_CHARACTERS:
+                chunks.append([])
+            chunks[-1].append(text)
+        used = {_scalar(number) for number in self._index.values() if any(_scalar(number) in text for text in texts)}
+        try:
+            expressions = [self._guard_env.compile(" || ".join(chunk)) for chunk in chunks if chunk]
+        except (RuntimeError, ValueError):
+            # Too deep together, though each alone is not: every rule is evaluated by itself then.
+            return Guard(self._guard_env, None, (), whole=True)
+        names = [(label, _scalar(number)) for label, number in self._index.items() if _scalar(number) in used]
+        return Guard(self._guard_env, expressions, names, whole=any(_needs_whole(text) for text in texts))
+
+    def rewrite(self, text: str) -> str:
+        """The condition with thresholds as literals and scores of known labels as variables. Strings stay."""
+
+        def replace(found: re.Match[str]) -> str:
+            score = found[1] or found[2]
+            if score in self._index:
+                return _scalar(self._index[score])
+            name = found[3] or found[4] or found[5]
+            if name in self._thresholds:
+                return f"{self._thresholds[name]!r}"
+            return found[0]
+
+        return _TOKENS.sub(replace, text)
+
+    def _check_keys(self, text: str, at: Place, rule_id: str) -> None:
+        # A misspelt map key would be an error at run time, for each generation; here it is an error once, at load.
+        for found in _TOKENS.finditer(text):
+            score = found[1] or found[2]
+            name = found[3] or found[4] or found[5]
+            if score and score not in self._index:
+                raise at.refuse(
+                    f"rule {rule_id!r}: score {score!r} has no threshold: declare one with that label"
+                    f"{_near(score, self._index)}"
+                )
+            if name and name not in self._thresholds:
+                raise at.refuse(
+                    f"rule {rule_id!r}: threshold {name!r} is not declared under thresholds"
+                    f"{_near(name, self._thresholds)}"
+                )
+
+
+class Guard:
+    """Says quickly that no condition of many can hold."""
+
+    def __init__(
+        self, env: Any, expressions: Sequence[Any] | None, names: Sequence[tuple[str, str]], *, whole: bool
+    ) -> None:
+        self._env = env
+        self._expressions = expressions
+        #: (label, variable) of the scores that are read.
+        self.names = names
+        #: Whether it reads parts of the evidence that are costly to gather.
+        self.whole = whole
+
+    def clears(
+        self, generation: generation_pb2.Generation, evidence: decision_pb2.Evidence, scores: Mapping[str, float]
+    ) -> bool:
+        """True only if every condition is false, and none has failed."""
+        expressions = self._expressions
+        if expressions is None:
+            return False
+        data: dict[str, Any] = {variable: scores.get(label, 0.0) for label, variable in self.names}
+        data["generation"] = generation
+        data["evidence"] = evidence
+        activation = self._env.Activation(data)
+        return all(expression.eval(activation).plain_value() is False for expression in expressions)
+
+
+def _scalar(number: int) -> str:
+    return f"seawall_score_{number}_"
+
+
+def _needs_whole(text: str) -> bool:
+    return any(found[2] or (found[1] and found[1] not in _CHEAP) for found in _USES.finditer(text))
+
+
+def _near(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(message: str) -> str:
+    found = _POSITION.search(message)
+    if not found:
+        return message.splitlines()[0]
+    line, column, problem = found.groups()
+    mend = ""
+    if undefined := _UNDEFINED_FIELD.search(problem):
+        try:
+            fields = descriptor_pool.Default().FindMessageTypeByName(undefined[2]).fields_by_name
+            mend = _near(undefined[1], list(fields)) or f"; it has {', '.join(sorted(fields))}"
+        except KeyError:
+            mend = ""
+    elif "(double, int)" in problem or "(int, double)" in problem:
+        mend = "; a score is compared with a decimal: write 1.0, not 1"
+    where = f" (line {line}, column {column} of the condition)" if int(line) > 0 else ""
+    return f"{problem}{mend}{where}"
