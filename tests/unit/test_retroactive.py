@@ -303,9 +303,7 @@ async def test_what_was_known_when_it_was_measured_is_not_said_again(lane: Lane)
     assert lane.late() == []
 
 
-@pytest.mark.parametrize(
-    "state", [bank_pb2.ENTRY_STATE_DISABLED, bank_pb2.ENTRY_STATE_QUARANTINED, bank_pb2.ENTRY_STATE_REMOVED]
-)
+@pytest.mark.parametrize("state", [bank_pb2.ENTRY_STATE_DISABLED, bank_pb2.ENTRY_STATE_REMOVED])
 async def test_an_entry_that_was_taken_back_is_not_acted_on(lane: Lane, state: bank_pb2.EntryState.ValueType) -> None:
     await lane.change(card())
     await lane.measure("g-1")
@@ -357,6 +355,43 @@ async def test_a_kind_of_hash_that_no_picture_has_is_told(lane: Lane) -> None:
     async with lane.room(seen := Watch()) as room:
         await lane.settled(seen, room)
     assert [event["kind"] for event in seen.named("kind_not_measured")] == ["pdq_512"]
+
+
+async def test_of_an_entry_in_quarantine_only_near_exact_matches_count(lane: Lane) -> None:
+    await lane.change(card())
+    await lane.measure("loose", flipped(PDQ, 9))
+    await lane.measure("near-exact", flipped(PDQ, 8))
+    state = bank_pb2.ENTRY_STATE_QUARANTINED
+    await lane.change(bank_changes.listed("known", "entry-1", {"pdq": PDQ}, origin="flood", state=state))
+    async with lane.room(seen := Watch()) as room:
+        await lane.settled(seen, room)
+        assert room.stats.hits == 2
+    assert [one.generation_id for one in lane.late()] == ["near-exact"]
+
+
+async def test_a_negative_bank_suppresses_loose_matches_and_contests_near_exact_ones(lane: Lane) -> None:
+    await lane.change(card("benign", kind=bank_pb2.BANK_KIND_NEGATIVE), card())
+    await lane.list_entry("ordinary", bank="benign", pdq=flipped(PDQ, 12))
+    lane.manual.advance(100 * HOUR)  # however old it is
+    await lane.measure("explained-away", flipped(PDQ, 12))
+    await lane.measure("nearer-to-the-known", flipped(PDQ, 3))
+    await lane.measure("far-from-both", flipped(PDQ, 200))
+    await lane.list_entry("entry-1")
+    await lane.measure("by-its-bytes", bytes(16), hash_type="md5")
+    await lane.list_entry("also-ordinary", bank="benign", md5=bytes(16))
+    await lane.list_entry("entry-2", md5=bytes(16))
+    async with lane.room(seen := Watch(), seconds=3600) as room:
+        await lane.settled(seen, room)
+        found = {one.generation_id: one.items[0].matches[0].contested_by for one in lane.late()}
+        assert found == {"nearer-to-the-known": "", "by-its-bytes": "benign/also-ordinary"}
+        # Taken back, it speaks against nothing.
+        gone = bank_changes.listed("benign", "ordinary", {}, origin="test", state=bank_pb2.ENTRY_STATE_REMOVED)
+        await lane.change(gone)
+        await lane.settled(seen, room)
+        await lane.list_entry("entry-3")
+        await lane.settled(seen, room)
+    explained = [one for one in lane.late() if one.generation_id == "explained-away"]
+    assert [one.items[0].matches[0].entry_id for one in explained] == ["entry-3"]
 
 
 # ---- bounds and faults ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -28,11 +28,11 @@ from seawall.core.clock import Clock, SystemClock
 from seawall.core.errors import Fatal, Retryable
 from seawall.perceptual_hashing.retroactive import pairs
 from seawall.perceptual_hashing.retroactive.columns import Columns
-from seawall.perceptual_hashing.retroactive.entries import Change, Entries
+from seawall.perceptual_hashing.retroactive.entries import Change, Entries, holds
 from seawall.perceptual_hashing.retroactive.fetch import Fetcher
-from seawall.perceptual_hashing.retroactive.late import ROOM, late_signal, to_record
+from seawall.perceptual_hashing.retroactive.late import ROOM, AllBenign, Benign, late_signal, to_record
 from seawall.perceptual_hashing.retroactive.settings import RetroactiveSettings
-from seawall.perceptual_hashing.retroactive.window import HashWindow, Rows
+from seawall.perceptual_hashing.retroactive.window import HashWindow, Rows, comparable
 from seawall.runtime.broker import Broker, Output, Record, TopicPartition
 from seawall.runtime.topics import TopicNames
 
@@ -130,7 +130,7 @@ class Engine:
         self._partitions: dict[int, _Partition] = {}
         #: Partitions that were just assigned, and the offset they are to be read from.
         self._to_seek: dict[int, int] = {}
-        self._entries = Entries(settings.window.max_entries)
+        self._entries = Entries(settings.window.max_entries, self._clock)
         self._entries_ends: dict[TopicPartition, int] = {}
         self._entries_quiet = 0
         self._hits: deque[Hit] = deque()
@@ -367,6 +367,7 @@ class Engine:
     async def _outputs(self, hits: Sequence[Hit]) -> tuple[list[Output], list[tuple[int, str]]]:
         measured = await self._fetcher.fetch({(self._signals, hit.partition, hit.offset) for hit in hits})
         listed = await self._fetcher.fetch({(self._changes, hit.entry_partition, hit.entry_offset) for hit in hits})
+        benign = await self._speaks_against(measured.values())
         outputs, ids = [], []
         seen = set()
         for hit in hits:
@@ -376,7 +377,7 @@ class Engine:
             if state is None or picture is None or record is None:
                 # Another owner's now; or the log has let go of it: a change that another one has replaced.
                 continue
-            signal = self._late(picture, record)
+            signal = self._late(picture, record, benign)
             if signal is None:
                 continue
             if signal.signal_id in state.written or signal.signal_id in seen:
@@ -388,19 +389,35 @@ class Engine:
             outputs.append(Output(self._signals, hit.partition, key, to_record(signal)))
         return outputs, ids
 
-    def _late(self, picture: Record, record: Record) -> signal_pb2.Signal | None:
+    async def _speaks_against(self, pictures: Iterable[Record]) -> AllBenign:
+        """The nearest negative entry of each hash that these pictures have."""
+        nearest: dict[tuple[str, bytes], tuple[int, int, int]] = {}
+        for picture in pictures:
+            for item in _signal(picture).items:
+                for hash_ in item.hashes:
+                    if comparable(hash_) and (found := self._entries.nearest_negative(hash_)) is not None:
+                        nearest[hash_.hash_type, hash_.value] = found
+        changes = await self._fetcher.fetch({(self._changes, *place) for _, *place in nearest.values()})
+        benign = {}
+        for key, (distance, partition, offset) in nearest.items():
+            record = changes.get((self._changes, partition, offset))
+            change = None if record is None else self._change(record)
+            if change is not None:
+                entry = change.change.entry
+                benign[key] = Benign(f"{entry.bank}/{entry.entry_id}", distance)
+        return benign
+
+    def _late(self, picture: Record, record: Record, benign: AllBenign) -> signal_pb2.Signal | None:
         change = self._change(record)
         if change is None or not self._entries.is_current(change):
             return None
         entry = change.change.entry
         card = self._entries.cards.get(entry.bank)
-        now = self._clock.now_nanos()
-        if card is None or card.state != bank_pb2.BANK_STATE_ACTIVE:
+        if card is None or not holds(card, self._clock.now_nanos()):
             return None
-        if any(0 < end <= now for end in (card.expires_unix_nano, entry.expires_unix_nano)):
+        if 0 < entry.expires_unix_nano <= self._clock.now_nanos():
             return None
-        signal = control_pb2.JoinRecord.FromString(picture.value or b"").signal
-        return late_signal(signal, change, self._changes, card)
+        return late_signal(_signal(picture), change, self._changes, card, benign)
 
     # ---- bounds ------------------------------------------------------------------------------------------------
 
@@ -441,6 +458,10 @@ class Engine:
             start = max(0, end - share)
             self._partitions[partition.partition] = _Partition(HashWindow(), end, position=start)
             self._to_seek[partition.partition] = start
+
+
+def _signal(record: Record) -> signal_pb2.Signal:
+    return control_pb2.JoinRecord.FromString(record.value or b"").signal
 
 
 def _compare(entries: Columns, values: Any, times: Any, reach: tuple[int, int], *, first: int = 0) -> pairs.Pairs:

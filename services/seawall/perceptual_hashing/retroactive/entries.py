@@ -10,10 +10,13 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from seawall.api.bank.v1 import bank_pb2
+from seawall.api.signal.v1 import signal_pb2
+from seawall.core.clock import Clock
+from seawall.perceptual_hashing.bank_changes import MATCHED_STATES
+from seawall.perceptual_hashing.retroactive import pairs
 from seawall.perceptual_hashing.retroactive.columns import Array, Columns
 from seawall.perceptual_hashing.retroactive.window import WORDS
 
-_LISTED: Final = bank_pb2.ENTRY_STATE_LISTED
 #: The kind of measured hash that a listed PDQ hash is compared with, by the bank's pipeline.
 _PDQ: Final = {"full": "pdq", "512": "pdq_512"}
 
@@ -31,8 +34,9 @@ class Change(NamedTuple):
 class Entries:
     """The entries of all banks that a picture may still have to be compared with. Positive and negative ones apart."""
 
-    def __init__(self, max_entries: int) -> None:
+    def __init__(self, max_entries: int, clock: Clock) -> None:
         self._max = max_entries
+        self._clock = clock
         self.cards: dict[str, bank_pb2.Bank] = {}
         self._numbers: dict[str, int] = {}
         self._names: list[str] = []
@@ -95,9 +99,22 @@ class Entries:
         """Rows by measured hash type: value, time, partition, offset, bank, alive."""
         return self._positive[hash_type]
 
-    def negative(self, hash_type: str) -> Columns:
-        """The same of negative banks."""
-        return self._negative[hash_type]
+    def nearest_negative(self, measured: signal_pb2.ItemHash) -> tuple[int, int, int] | None:
+        """The nearest entry of a negative bank: its distance, and where its change stands. None: there is none."""
+        kind = measured.hash_type
+        table = self._negative.get(kind)
+        if table is None or not len(table):
+            return None
+        value = np.frombuffer(measured.value[: 8 * WORDS[kind]], np.uint64).reshape(1, -1)
+        found = (pairs.near if kind.startswith("pdq") else pairs.equal)(table["value"], value)
+        now = self._clock.now_nanos()
+        best: tuple[int, int, int] | None = None
+        for row, distance in zip(found.left.tolist(), found.distance.tolist(), strict=True):
+            card = self.cards[self.bank(int(table["bank"][row]))]
+            if table["alive"][row] and distance <= card.radius and holds(card, now):
+                one = (distance, int(table["partition"][row]), int(table["offset"][row]))
+                best = one if best is None else min(best, one)
+        return best
 
     def forget_before(self, time: int) -> None:
         """Drop rows listed before a log time in milliseconds, and the oldest beyond the bound."""
@@ -134,7 +151,7 @@ class Entries:
             entry = one.change.entry
             card = self.cards[entry.bank]
             negative = card.kind == bank_pb2.BANK_KIND_NEGATIVE
-            if entry.state != _LISTED or (one.time <= horizon and not negative):
+            if entry.state not in MATCHED_STATES or (one.time <= horizon and not negative):
                 continue
             row = (one.time, one.partition, one.offset, self._number(entry.bank), _key(entry))
             for listed in entry.hashes:
@@ -164,6 +181,11 @@ class Entries:
             self._numbers[bank] = len(self._names)
             self._names.append(bank)
         return self._numbers[bank]
+
+
+def holds(card: bank_pb2.Bank, now: int) -> bool:
+    """Whether a bank's entries mean anything at ``now``, Unix nanoseconds."""
+    return card.state == bank_pb2.BANK_STATE_ACTIVE and not 0 < card.expires_unix_nano <= now
 
 
 def _key(entry: bank_pb2.BankEntry) -> int:

@@ -71,7 +71,7 @@ class Rows:
         for item in signal.items:
             for measured in item.hashes:
                 kind = measured.hash_type
-                if kind in WORDS and comparable(measured):
+                if comparable(measured):
                     self._values[kind] += measured.value[: 8 * WORDS[kind]]
                     self._offsets[kind].append(offset)
                     self._times[kind].append(time)
@@ -87,7 +87,8 @@ class Rows:
 
 
 def comparable(measured: signal_pb2.ItemHash) -> bool:
-    """Whether a hash is whole and says enough: a PDQ of low quality is near everything."""
-    if len(measured.value) < 8 * WORDS[measured.hash_type]:
+    """Whether a hash is of a kind that is compared, whole, and says enough: a PDQ of low quality is near everything."""
+    words = WORDS.get(measured.hash_type)
+    if words is None or len(measured.value) < 8 * words:
         return False
     return not measured.hash_type.startswith("pdq") or measured.quality >= MIN_QUALITY
