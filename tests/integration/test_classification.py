@@ -50,7 +50,12 @@ class Room:
         self.pack = model_packs.write_pack(root / "red")
         prefix = self.content.as_uri() + "/"
         self.settings = ClassificationSettings(
-            reload_seconds=0, classifiers=[root / "red"], content=ContentSettings(allowed_prefixes=[prefix]), **options
+            reload_seconds=0,
+            # The processes of the service are tested below, and those of the decoder where it lives.
+            decoding=DecodingSettings(isolated=False),
+            classifiers=[root / "red"],
+            content=ContentSettings(allowed_prefixes=[prefix]),
+            **options,
         )
         self.scorer = scorer.load(self.settings)
 

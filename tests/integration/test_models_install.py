@@ -100,7 +100,7 @@ def test_what_a_killed_installation_left_is_swept_and_never_a_pack(home: Path) -
     code = (
         "import os, sys; from pathlib import Path; from seawall.local.models import install\n"
         "def die(built, place, scratch): os.kill(os.getpid(), 9)\n"
-        "install._put = die; install.install(install.DEMO[0], Path(sys.argv[1]), print)"
+        "install.put = die; install.install(install.DEMO[0], Path(sys.argv[1]), print)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(home)], check=False, capture_output=True)
     assert done.returncode == -9

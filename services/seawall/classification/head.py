@@ -43,7 +43,8 @@ class Head:
         self._model = Model(pack, execution)
         assert isinstance(pack.card, ImageClassificationCard)  # noqa: S101 - Model has refused any other
         self.card = pack.card
-        self._preprocess = preprocessor(pack.card.input)
+        #: Makes its input of a picture.
+        self.preprocessor = preprocessor(pack.card.input)
         #: By label; to be told of every score that the model gave in service.
         self.watches = {
             label.name: ScoreWatch(self.model_name, label.name, label.reference, drift_window)
@@ -55,7 +56,7 @@ class Head:
     @property
     def min_side(self) -> int:
         """Both sides of a decoded picture should have at least so many pixels."""
-        return self._preprocess.min_side
+        return self.preprocessor.min_side
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -72,11 +73,11 @@ class Head:
         Raises:
             Poison: as ``Model.run``.
         """
-        tensor = None if prepared is None else prepared.get(self._preprocess)
+        tensor = None if prepared is None else prepared.get(self.preprocessor)
         if tensor is None:
-            tensor = self._preprocess(rgb)
+            tensor = self.preprocessor(rgb)
             if prepared is not None:
-                prepared[self._preprocess] = tensor
+                prepared[self.preprocessor] = tensor
         return labels.scores(self.card.labels, self._infer(tensor))
 
     def prove(self, min_side: int) -> None:

@@ -57,6 +57,14 @@ class ModelPack:
             raise Fatal("MODEL_FILE_NOT_LISTED", f"{self.name}/{CARD_FILE}: files does not list {name}")
         return _inside(self.path, name)
 
+    def read_card(self) -> bytes:
+        """The card's bytes, as they are now.
+
+        Raises:
+            Fatal: ``MODEL_FILE_MISSING``.
+        """
+        return _read_card(self.path)
+
     def read(self, name: str) -> bytes:
         """The bytes of a listed file, checked against the card again, so that what is used is what was verified.
 

