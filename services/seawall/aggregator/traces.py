@@ -19,7 +19,6 @@ from opentelemetry.trace import SpanKind
 from seawall.aggregator.settings import TraceSettings
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.signal.v1 import signal_pb2
-from seawall.core.join import has_error
 from seawall.relay.observe import StreamObserver
 from seawall.runtime import metrics, telemetry
 from seawall.runtime.topics import TopicNames
@@ -49,8 +48,7 @@ class AggregatorObserver(StreamObserver):
     def _chosen(self, decision: decision_pb2.Decision, seconds: float) -> bool:
         if decision.outcome != decision_pb2.OUTCOME_ALLOW:
             return True
-        if any(has_error(joined.signal) for joined in decision.signals):
-            return True
+        # What has an item in error is never ALLOW.
         if int(decision.decision_id[:8], 16) < self._settings.allow_share * 0x1_0000_0000:
             return True
         return seconds > self._settings.slow_seconds and self._slow.take()
