@@ -135,7 +135,7 @@ Packs = Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders 
 
 @packs_app.command("check")
 def packs_check(folder: Packs, json_output: Json = False) -> None:
-    """Load packs, compile the patterns, name faults by file and line, print digests to pin. Exit status 1 on a fault."""
+    """Load packs, compile patterns, name faults by file and line, print digests to pin. Exit status 1 on a fault."""
     _packs().check(folder, json_output=json_output)
 
 

@@ -106,6 +106,7 @@ def _words(text: str) -> bytes:
 
 
 Steps = tuple[Step, ...]
+_NO_RUNS: Sequence[Span] = ()
 _ESCAPES: tuple[tuple[Sign, Callable[[str], list[Edit]]], ...] = (
     (Sign.PERCENT, encodings.percent),
     (Sign.ENTITY, encodings.references),
@@ -185,32 +186,37 @@ class _Reader:
 
     def _evaded(self, base: str, steps: Steps, name: str, shown: Sequence[int]) -> None:
         """Add the views that undo what was done to single words, one on top of the other."""
-        texts: list[tuple[str, Steps, Sequence[Span]]] = [(base, steps, ())]
+        text, made, runs = base, steps, _NO_RUNS
         if Sign.SPACED in shown:
             edits, spaced = evasions.join(base)
             if edits:
-                texts[0] = (*self._edited(base, steps, edits), spaced)
-                self._add(name or "joined", *texts[0])
-        if Sign.CLOSED in shown and (edits := evasions.close(texts[0][0])):
-            texts.append((*self._edited(*texts[0][:2], edits), ()))
-            self._add(name or "closed", *texts[-1])
-        changed = len(texts) > 1 or texts[0][0] is not base
-        if Sign.LEET in shown or changed:
-            for text, made, runs in tuple(texts):
-                for edits in evasions.unleet(text):
-                    # As long as before, so runs stay where they are.
-                    texts.append((*self._edited(text, made, edits), runs))
-                    self._add(name or "leet", *texts[-1])
-                    changed = True
-        if Sign.REPEATED in shown or changed:
-            for text, made, _ in tuple(texts):
-                if Sign.REPEATED in evasions.signs(text.encode()):
-                    for edits in evasions.squeeze(text):
-                        texts.append((*self._edited(text, made, edits), ()))
-                        self._add(name or "squeezed", *texts[-1])
+                text, made = self._edited(base, steps, edits)
+                runs = spaced
+                self._add(name or "joined", text, made, runs)
+        ways = [(text, made, runs)]
+        if Sign.CLOSED in shown and (edits := evasions.close(text)):
+            ways.append((*self._edited(text, made, edits), _NO_RUNS))
+            self._add(name or "closed", *ways[1])
+        changed = base is not text or len(ways) > 1
+        last: list[tuple[str, Steps]] = []
+        for way, (text, made, runs) in enumerate(ways):
+            # The likelier reading last: what follows stands on it.
+            readings = evasions.unleet(text) if changed or Sign.LEET in shown else []
+            for edits in reversed(readings[: 1 if way else 2]):
+                # As long as before, so runs stay where they are.
+                text, made = self._edited(text, made, edits)
+                self._add(name or "leet", text, made, runs)
+                changed = True
+            if (changed or Sign.REPEATED in shown) and Sign.REPEATED in evasions.signs(text.encode()):
+                for edits in evasions.squeeze(text):
+                    squeezed = self._edited(text, made, edits)
+                    self._add(name or "squeezed", *squeezed)
+                    last.append(squeezed)
+            else:
+                last.append((text, made))
         for spelling in self._spelling:
             memory: dict[str, str | None] = {}
-            for text, made, _ in texts:
+            for text, made in last:
                 self._repair(text, made, name, spelling, memory)
 
     def _repair(self, text: str, steps: Steps, name: str, spelling: Spelling, memory: dict[str, str | None]) -> None:

@@ -21,7 +21,7 @@ _MIN_LETTERS = 4
 _TWO_EDITS_FROM = 8
 _MAX_LETTERS = 24
 #: Unknown words of a text that are looked at; the text's other words stay as they are.
-_MAX_UNKNOWN = 64
+_MAX_UNKNOWN = 32
 #: Words that are run together: letters of the whole, and of an ordinary word in it.
 _RUN_LETTERS = (8, 120)
 _MIN_PART = 2
@@ -59,14 +59,17 @@ class Spelling:
         self.known = frozenset(word.encode() for word in self._ordinary | self._risky)
         self._letters = "".join(sorted(set("".join(self._risky)) | set("etaoinshrdlucmfwypvbgkjqxz")))[:64]
         self._near: Mapping[str, Sequence[str]] = _deletions(self._risky)
-        #: Every piece that a broken word of a pack may leave.
+        #: Words of packs that may come in pieces, and every piece of them, as UTF-8.
+        broken = [word for word in self._risky if _MIN_LETTERS <= len(word) <= _MAX_LETTERS]
+        self._broken = frozenset(word.encode() for word in broken)
         self._pieces = frozenset(
-            word[start:end]
-            for word in self._risky
-            if _MIN_LETTERS <= len(word) <= _MAX_LETTERS
+            word[start:end].encode()
+            for word in broken
             for start in range(len(word))
             for end in range(start + 1, min(start + 2 * _PIECE_LETTERS, len(word)) + 1)
         )
+        #: First and last letters of the words of packs that two edits may lead to.
+        self._ends = frozenset((word[0], word[-1]) for word in self._risky if len(word) >= _TWO_EDITS_FROM)
         #: How the words of packs begin.
         self._starts = frozenset(word[:_MIN_LETTERS] for word in self._risky if len(word) >= _MIN_LETTERS)
         self._backwards = {word[::-1]: word for word in self._risky if len(word) >= _MIN_LETTERS}
@@ -82,13 +85,15 @@ class Spelling:
         repairs: list[Repair] = []
         taken = looked = 0
         for index in unknown:
+            if index < taken:
+                continue
             word = words[index].decode()
-            if index < taken or not word.isalpha():
+            if not word.isalpha():
                 continue
             looked += 1
             if looked > _MAX_UNKNOWN:
                 break
-            repair = self._together(words, index, taken) if word in self._pieces else None
+            repair = self._together(words, index, taken) if words[index] in self._pieces else None
             if repair is None:
                 if word not in memory:
                     memory[word] = self._single(word)
@@ -121,9 +126,10 @@ class Spelling:
         best: str | None = None
         best_cost = 3.0
         reductions = [word, *_without_one(word)]
-        if len(word) >= _TWO_EDITS_FROM:
-            reductions += [twice for once in reductions[1:] for twice in _without_one(once)]
-        for reduced in set(reductions):
+        # Two slips leave the first and the last letter as they were, or it is not worth the search.
+        if len(word) >= _TWO_EDITS_FROM and (word[0], word[-1]) in self._ends:
+            reductions += {twice for once in reductions[1:] for twice in _without_one(once)}
+        for reduced in reductions:
             for candidate in self._near.get(reduced, ()):
                 cost = _cost(word, candidate)
                 if (cost, candidate) < (best_cost, best or ""):
@@ -137,14 +143,18 @@ class Spelling:
 
     def _together(self, words: Sequence[bytes], index: int, taken: int) -> Repair | None:
         """A pack's word broken into pieces, of which the one at ``index`` is unknown."""
-        for first in range(max(taken, index - _MAX_PIECES + 1), index + 1):
-            text = ""
-            for last in range(first, min(first + _MAX_PIECES, len(words))):
-                if len(words[last]) > 2 * _PIECE_LETTERS:
-                    break
-                text += words[last].decode()
-                if last > first and last >= index and len(text) >= _MIN_LETTERS and text in self._risky:
-                    return Repair(first, last - first + 1, text)
+        pieces = self._pieces
+        first, last = index, index + 1
+        while first > taken and index - first < _MAX_PIECES - 1 and words[first - 1] in pieces:
+            first -= 1
+        while last < len(words) and last - index < _MAX_PIECES and words[last] in pieces:
+            last += 1
+        for start in range(first, index + 1):
+            text = b"".join(words[start:index])
+            for end in range(index, min(start + _MAX_PIECES, last)):
+                text += words[end]
+                if end > start and len(text) >= _MIN_LETTERS and text in self._broken:
+                    return Repair(start, end - start + 1, text.decode())
         return None
 
     def _apart(self, word: str) -> list[str] | None:
