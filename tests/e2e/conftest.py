@@ -96,6 +96,8 @@ def make_home(home: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     for folder in ("cache", "models"):
         (home / folder).symlink_to(shared / folder, target_is_directory=True)
+    # Named from the start, so that a test can change it under the running mesh.
+    (home / "rollout.yaml").write_text("active: [models/opennsfw]\n")
     return home
 
 
@@ -106,7 +108,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpMesh]:
     with output.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "seawall.cli", "up"],
-            env={**os.environ, "SEAWALL_HOME": str(home)},
+            env={**os.environ, "SEAWALL_HOME": str(home), "SEAWALL_ROLLOUT": str(home / "rollout.yaml")},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -150,13 +152,8 @@ def logs_of(mesh: UpMesh, lines: int = 3) -> str:
     return "\n".join(f"{path.name}: {line}" for path in paths for line in path.read_text().splitlines()[-lines:])
 
 
-@pytest.fixture(scope="session")
-def samples_run(mesh: UpMesh) -> Summary:
-    """Some samples of every category, sent through the mesh; what became of them."""
-    chosen: list[Sample] = []
-    for sample in stream():
-        if sum(one.category == sample.category for one in chosen) < SAMPLES_PER_CATEGORY or sample.spoil:
-            chosen.append(sample)
+def send_samples(mesh: UpMesh, chosen: list[Sample]) -> Summary:
+    """Send samples through the mesh; what became of them."""
 
     async def run() -> Summary:
         sealer = Sealer.load(mesh.sealing.keyset)
@@ -164,3 +161,13 @@ def samples_run(mesh: UpMesh) -> Summary:
             return await demo.run(platform, chosen, mesh.pids)
 
     return asyncio.run(run())
+
+
+@pytest.fixture(scope="session")
+def samples_run(mesh: UpMesh) -> Summary:
+    """Some samples of every category, sent through the mesh; what became of them."""
+    chosen: list[Sample] = []
+    for sample in stream():
+        if sum(one.category == sample.category for one in chosen) < SAMPLES_PER_CATEGORY or sample.spoil:
+            chosen.append(sample)
+    return send_samples(mesh, chosen)

@@ -81,7 +81,7 @@ class Reloader:
         self._lineup = lineup
         self._swap(lineup)
         metrics.MODEL_RELOADS.add(1, {metrics.RELOAD_RESULT: "swapped"})
-        _log.info("models swapped", models=sorted(head.model_name for head in lineup.heads.values()))
+        _log.info("models swapped", models=", ".join(sorted(head.model_name for head in lineup.heads.values())))
         return True
 
     def _refuse(self, reason: str, detail: str, error: Exception | None = None) -> None:

@@ -14,6 +14,7 @@ from seawall.classification import rollout as rollouts
 from seawall.classification.head import Head
 from seawall.classification.labels import Highest, ScoredFrame
 from seawall.classification.lineup import Lineup, LoadOptions, Plan
+from seawall.classification.provenance import Provenance
 from seawall.classification.reload import Reloader
 from seawall.classification.rollout import Rollout
 from seawall.classification.settings import ClassificationSettings
@@ -50,7 +51,7 @@ class Scorer:
     Args:
         lineup: the models, proven already.
         trials: runs models on trial; None where there never are any.
-        provenance: adds labels read from the file itself, before it is decoded.
+        provenance: adds labels read from a file that could be decoded.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ def load(settings: ClassificationSettings) -> Scorer:
         decoded_by(make_decoder(settings.decoding, workers), settings.sampled_frames),
         cache_size=settings.cached_results,
         trials=Trials(workers, settings.trial_seconds),
+        provenance=Provenance(settings.provenance_anchors) if settings.provenance else None,
     )
     if settings.reload_seconds:
         reloader = Reloader(

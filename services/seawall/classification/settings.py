@@ -43,6 +43,10 @@ class ClassificationSettings(RoomSettings):
     max_model_bytes: ByteCount = 1024 * 1024 * 1024
     # Frames of an animation that are scored: those that differ most. The highest score of each label counts.
     sampled_frames: int = Field(default=8, ge=1, le=256)
+    # Record what a picture's C2PA manifest says of its origin, as labels. Needs the extra `provenance`.
+    provenance: bool = False
+    # PEM file of certificates whose holders' signatures are trusted; unset: nobody's are.
+    provenance_anchors: Path | None = None
     content: ContentSettings = Field(default_factory=ContentSettings)
     decoding: DecodingSettings = Field(default_factory=DecodingSettings)
     rpc_server: RpcServerSettings = Field(default_factory=RpcServerSettings)

@@ -106,7 +106,7 @@ SCORES = _histogram(
 )
 SCORE_STABILITY = _gauge(
     "moderation.model.score.stability",
-    "1",
+    "{index}",
     "Population-stability index of a label's last scores to its card's reference: below 0.1 stable, above 0.25 not.",
 )
 MODEL_RELOADS = _counter(
