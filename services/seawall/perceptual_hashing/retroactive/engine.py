@@ -397,7 +397,9 @@ class Engine:
                 for hash_ in item.hashes:
                     if comparable(hash_) and (found := self._entries.nearest_negative(hash_)) is not None:
                         nearest[hash_.hash_type, hash_.value] = found
-        changes = await self._fetcher.fetch({(self._changes, *place) for _, *place in nearest.values()})
+        changes = await self._fetcher.fetch(
+            {(self._changes, partition, offset) for _, partition, offset in nearest.values()}
+        )
         benign = {}
         for key, (distance, partition, offset) in nearest.items():
             record = changes.get((self._changes, partition, offset))
