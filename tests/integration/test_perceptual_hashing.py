@@ -68,7 +68,7 @@ class Room:
         # The process's tests decode in workers; here each test would start its own.
         options.setdefault("decoding", DecodingSettings(isolated=False))
         self.settings = PerceptualHashingSettings(
-            banks=BankSettings(folder=root / "banks", required=["demo"]),
+            banks=BankSettings(folder=root / "banks", store=root / "store", required=["demo"]),
             content=ContentSettings(allowed_prefixes=[self.content.as_uri() + "/"]),
             **options,
         )
@@ -336,12 +336,12 @@ def test_a_generation_of_text_has_nothing_to_hash() -> None:
 
 def test_without_banks_the_room_does_not_load_unless_told_so(tmp_path: Path) -> None:
     content = ContentSettings(allowed_prefixes=[tmp_path.as_uri() + "/"])
-    nothing = BankSettings(folder=tmp_path / "none")
+    nothing = BankSettings(folder=tmp_path / "none", store=tmp_path / "store")
     with pytest.raises(Fatal, match="NO_BANKS"):
         scorer.load(PerceptualHashingSettings(banks=nothing, content=content))
     allowed = nothing.model_copy(update={"allow_none": True})
     empty = scorer.load(PerceptualHashingSettings(banks=allowed, content=content))
-    assert empty.artefacts() == ()
+    assert list(empty.artefacts()) == []
 
 
 # ---- the process -----------------------------------------------------------------------------------------------------
@@ -350,6 +350,7 @@ def test_without_banks_the_room_does_not_load_unless_told_so(tmp_path: Path) -> 
 def start(room: Room, port_file: Path) -> subprocess.Popen[str]:
     environment = os.environ | {
         "SEAWALL_BANKS__FOLDER": str(room.settings.banks.folder),
+        "SEAWALL_BANKS__STORE": str(room.settings.banks.store),
         "SEAWALL_BANKS__REQUIRED": '["demo"]',
         "SEAWALL_CONTENT__ALLOWED_PREFIXES": f'["{room.content.as_uri()}/"]',
         "SEAWALL_RPC_SERVER__PORT_FILE": str(port_file),

@@ -116,6 +116,10 @@ class BankIndex:
         with self._changing:
             return self._refresh()
 
+    def wants_compaction(self) -> bool:
+        """Whether there is so much in memory that `compact` would write it."""
+        return sum(len(part.segment) for part in self.snapshot.parts if not part.file) >= COMPACT_FROM
+
     def compact(self, *, everything: bool = False) -> bool:
         """Write what is in memory to a file, if it is much or ``everything`` is meant. Returns whether it did.
 
@@ -125,8 +129,7 @@ class BankIndex:
         Raises Fatal("BANK_INDEX_UNWRITABLE").
         """
         before = self.snapshot
-        in_memory = sum(len(part.segment) for part in before.parts if not part.file)
-        if not everything and in_memory < COMPACT_FROM:
+        if not everything and not self.wants_compaction():
             return False
         try:
             with _exclusive(self._folder / _LOCK) as mine:

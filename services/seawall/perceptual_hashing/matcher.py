@@ -98,8 +98,11 @@ class Matcher:
         fixed: what `index_of` made of ``banks``; None: it is made now.
         now: Unix nanoseconds.
         """
-        snapshot = snapshot or Snapshot()
-        self._now = now
+        #: What it was made of.
+        self.snapshot = Snapshot() if snapshot is None else snapshot
+        snapshot = self.snapshot
+        #: Unix nanoseconds.
+        self.now = now
         fixed = index_of(banks) if fixed is None else fixed
         self._parts = (*((Part(fixed, None),) if len(fixed) else ()), *snapshot.parts)
         self._overrides = snapshot.overrides
@@ -172,7 +175,7 @@ class Matcher:
         if bank is None or bank.listed == 0:
             return None
         expires = int(columns.expires[entry]) if len(columns.expires) else 0
-        now = self._now() if expires or bank.expires_unix_nano else 0
+        now = self.now() if expires or bank.expires_unix_nano else 0
         if 0 < expires <= now or 0 < bank.expires_unix_nano <= now:
             return None
         entry_id = columns.name(entry)

@@ -48,6 +48,8 @@ class Scorer(Protocol):
         """
         ...
 
+    # Optional: ``unready() -> str``, why nothing can be scored now; the service is NOT_SERVING as long as it says so.
+
     def artefacts(self) -> Sequence[signal_pb2.Artefact]:
         """Every model, list and pack that results rest on."""
         ...
@@ -140,6 +142,11 @@ class BatchService:
         stuck = self._workers.stuck(self._settings.stuck_seconds)
         metrics.WORKERS_STUCK.set(stuck)
         return stuck >= self._workers.count
+
+    def unready(self) -> str:
+        """Why the scorer says that nothing can be scored now; empty: it can, or does not say."""
+        ask = getattr(self._scorer, "unready", None)
+        return str(ask()) if ask is not None else ""
 
     async def close(self, timeout: float) -> bool:
         """Begin no further item and wait for those in progress. False if some were left behind after ``timeout``."""

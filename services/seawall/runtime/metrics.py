@@ -97,6 +97,24 @@ DECODER_DEATHS = _counter(
     "decoder's bug, SIGKILL the system short of memory. Many in a row: one sender tries, or the library is broken.",
 )
 
+# Banks
+BANK_ENTRIES = _gauge(
+    "moderation.bank.entries", "{entry}", "Entries that can match, by bank. A required bank at 0 is NOT_SERVING."
+)
+BANK_CHANGES_REFUSED = _counter(
+    "moderation.bank.changes.refused", "{record}", "Records of bank_entries.v1 that no replica takes: see the log."
+)
+BANK_MATCHES_HELD = _counter(
+    "moderation.bank.matches.held",
+    "{match}",
+    "Matches that were found and do not count, by bank: a negative bank speaks against them, or the entry is held.",
+)
+BANK_FLOODS = _counter(
+    "moderation.bank.floods",
+    "{entry}",
+    "Entries that suddenly matched far more than their history and wait for a person: `seawall banks stat`.",
+)
+
 # Models
 SCORES = _histogram(
     "moderation.model.score",
@@ -172,6 +190,7 @@ BATCH_SIZE = _attribute("moderation.batch.size", "Items in the batch.")
 ITEM_STATUS = _attribute("moderation.item.status", "Status of an item: ok, error, unscannable, skipped.")
 ITEM_REASON = _attribute("moderation.item.reason", "Why an item's status is not OK.")
 QUEUE_SECONDS = _attribute("moderation.batch.queue_seconds", "How long this batch waited for a worker.")
+BANK = _attribute("moderation.bank", "A bank, by name.")
 MODEL = _attribute("moderation.model", "A model, name@version.")
 LABEL = _attribute("moderation.label", "A label of a model.")
 RELOAD_RESULT = _attribute("moderation.model.reload_result", "swapped or refused.")

@@ -68,6 +68,7 @@ class RpcServer:
         #: Where it listens: "host:port" or "unix:/path". Empty before `start`.
         self.address = ""
         self.port = 0
+        self._serving = False
 
     async def start(self) -> None:
         """Listen, not ready yet. Raises Fatal("CANNOT_LISTEN") or Fatal("BAD_SETTINGS")."""
@@ -110,12 +111,17 @@ class RpcServer:
         self._batches = batches
         if self._settings.port_file is not None:
             _write_port(self._settings.port_file, self.port)
-        await self._say(_SERVING)
+        self._serving = not batches.unready()
+        await self._say(_SERVING if self._serving else _NOT_SERVING)
+        if not self._serving:
+            _log.error("not serving", why=batches.unready())
         _log.info("serving", address=self.address, port=self.port, service=self._service_name)
 
     async def watch(self) -> None:
-        """Until cancelled, be NOT_SERVING while every worker is stuck. Raises Fatal if the scorer asked to stop."""
-        serving = True
+        """Until cancelled, be NOT_SERVING while every worker is stuck or the scorer is unready.
+
+        Raises Fatal if the scorer asked to stop.
+        """
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             batches = self._batches
@@ -123,10 +129,11 @@ class RpcServer:
                 continue
             if batches.failure is not None:
                 raise batches.failure
-            if batches.stuck() == serving:
-                serving = not serving
-                await self._say(_SERVING if serving else _NOT_SERVING)
-                _log.warning("workers are free again" if serving else "every worker is stuck on an item")
+            why = "every worker is stuck on an item" if batches.stuck() else batches.unready()
+            if bool(why) == self._serving:
+                self._serving = not why
+                await self._say(_NOT_SERVING if why else _SERVING)
+                _log.warning(why or "serving again")
 
     async def stop(self) -> None:
         """NOT_SERVING, drain, stop; bounded by `linger_seconds` and `drain_seconds`."""
