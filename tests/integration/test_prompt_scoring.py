@@ -14,11 +14,16 @@ from pathlib import Path
 import grpc
 import pytest
 
+from seawall.aggregator.settings import AggregatorSettings
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
+from seawall.cli.prompts import Judge
+from seawall.core.policy import Policy
 from seawall.local.models import install
 from seawall.prompt_scoring import scorer
+from seawall.prompt_scoring.evaluation.measure import Outcome
+from seawall.prompt_scoring.evaluation.samples import Sample
 from seawall.prompt_scoring.scorer import PromptScorer
 from seawall.prompt_scoring.settings import PromptScoringSettings
 from seawall.prompt_scoring.stage import STAGE, examples
@@ -116,12 +121,13 @@ def prompts(home: Path, sealer: Sealer) -> PromptScorer:
 
 
 def grade(prompts: PromptScorer, prompt: str, negative: str = "") -> str:
-    """The outcome under the thresholds that this room recommends."""
-    found = {label.label: label.score for label in prompts.score_text(prompt, negative).labels}
-    sure = found["minor_sexual_semantic"]
-    if sure >= 0.9 or (sure >= 0.5 and found["benign_context"] < 0.5):
-        return "BLOCK"
-    return "REVIEW" if found["minor_sexual"] >= 0.5 or found["minor_sexual_paraphrase"] >= 0.97 else "ALLOW"
+    """The outcome under the default policy."""
+    sample = Sample(text=prompt, negative=negative, grade="ordinary", template="t", language="en")
+    return _OUTCOMES[Judge(prompts, POLICY)(sample).outcome]
+
+
+_OUTCOMES = {Outcome.ALLOWED: "ALLOW", Outcome.REVIEWED: "REVIEW", Outcome.BLOCKED: "BLOCK"}
+POLICY = Policy(AggregatorSettings().policy)
 
 
 @pytest.mark.parametrize("prompt", lines(ORDINARY))

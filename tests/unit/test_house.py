@@ -36,12 +36,17 @@ ROOMS: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "exchanges": (("seawall.perceptual_hashing.exchanges",), {"seawall.perceptual_hashing.exchanges.ncmec"}),
     "classification": (("seawall.classification",), {"seawall.classification.service", "seawall.classification.stage"}),
     "aggregator": (("seawall.aggregator", "seawall.core"), {"seawall.aggregator.engine", "seawall.core.policy"}),
+    "evaluation": (
+        ("seawall.prompt_scoring.evaluation",),
+        {"seawall.prompt_scoring.evaluation.calibrate", "seawall.prompt_scoring.evaluation.generator"},
+    ),
     "models": (("seawall.local.models",), {"seawall.local.models.minilm"}),
     "local": (("seawall.local",), {"seawall.local.supervisor"}),
 }
 #: Packages that stand inside an extra's own and belong to another extra, which imports them in its turn.
 OTHERS = {
-    "": ["seawall.runtime.decoding", "seawall.cli.demo", "seawall.cli.banks_pull"],
+    "": ["seawall.runtime.decoding", "seawall.cli.demo", "seawall.cli.banks_pull", "seawall.cli.prompts"],
+    "prompt_scoring": ["seawall.prompt_scoring.evaluation"],
     "perceptual_hashing": ["seawall.perceptual_hashing.exchanges"],
     "local": ["seawall.local.models"],
 }

@@ -50,15 +50,35 @@ def prompt_signal(g: generation_pb2.Generation, **scores: float) -> signal_pb2.S
         ({"minor_sexual": 0.9}, "REVIEW", "prompt-needs-review"),
         ({"minor_sexual": 0.9, "minor_sexual_semantic": 0.9}, "BLOCK", "attempt-in-prompt"),
         (
-            {"minor_sexual": 0.9, "minor_sexual_semantic": 0.8, "benign_context": 0.9},
+            {"minor_sexual": 0.9, "minor_sexual_semantic": 0.58, "benign_context": 0.9},
             "REVIEW",
             "prompt-needs-review",
         ),
+        # A pair that the encoder reads as about something else; disguised, a person looks all the same.
+        ({"minor_sexual": 0.9, "minor_sexual_semantic": 0.01}, "ALLOW", engine.RULE_NO_MATCH),
+        ({"minor_sexual": 0.9, "minor_sexual_semantic": 0.01, "evasion": 1.0}, "REVIEW", "prompt-needs-review"),
+        ({"minor_sexual": 0.9, "minor_sexual_semantic": 0.06}, "REVIEW", "prompt-needs-review"),
         # Benign words never clear a detection, nor soften one that is sure.
         ({"minor_sexual": 0.9, "minor_sexual_semantic": 0.9, "benign_context": 0.9}, "BLOCK", "attempt-in-prompt"),
         ({"minor_sexual_paraphrase": 0.98}, "REVIEW", "prompt-needs-review"),
         ({"undressing_request": 0.9, "real_person_photo": 0.9}, "BLOCK", "undress-real-person"),
-        ({"undressing_request": 0.9, "minor_reference": 0.9}, "BLOCK", "undress-minor-reference"),
+        (
+            {
+                "undressing_request": 0.9,
+                "minor_reference": 0.9,
+                "minor_sexual": 1.0,
+                "minor_sexual_semantic": 0.6,
+                "benign_context": 1.0,
+            },
+            "BLOCK",
+            "undress-minor-reference",
+        ),
+        # "How do I undress a newborn for a bath": terms alone block nothing.
+        (
+            {"undressing_request": 0.9, "minor_reference": 0.9, "minor_sexual": 1.0, "minor_sexual_semantic": 0.02},
+            "ALLOW",
+            engine.RULE_NO_MATCH,
+        ),
         ({"undressing_request": 0.9}, "ALLOW", engine.RULE_NO_MATCH),
     ],
 )

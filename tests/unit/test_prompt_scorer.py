@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from pathlib import Path
@@ -24,6 +25,7 @@ from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Fatal, Poison
 from seawall.prompt_scoring import pack_signing, scorer, term_packs, term_set
 from seawall.prompt_scoring.anchors import Anchors
+from seawall.prompt_scoring.block_head import SYNTAX_FEATURES, BlockHead
 from seawall.prompt_scoring.encoder import Encoder, TooManyTokens
 from seawall.prompt_scoring.reload import Reloader
 from seawall.prompt_scoring.scorer import PromptScorer
@@ -100,10 +102,30 @@ def write_anchors(path: Path, **changes: Any) -> Path:
     return path
 
 
+def write_head(path: Path, pack: model_pack.ModelPack, **changes: Any) -> Path:
+    """Sure of a window along the first axis, which is what the tiny model's risky words are about."""
+    content = {
+        "version": "1",
+        "licence": "Apache-2.0",
+        "intended_use": "Tests.",
+        "languages": ["en"],
+        "encoder_model_sha256": pack.card.files["model.onnx"],
+        "train_set_sha256": "0" * 64,
+        "train_templates": {"positive": 1, "hard_negative": 1},
+        "features": 1,
+        "calibration": {"slope": 1.0, "offset": 0.0},
+        "bias": -6.0,
+        "weights": [8.0, 0.0, 0.0, 4.0, 0.0, 0.0, *([0.0] * SYNTAX_FEATURES)],
+        **changes,
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("room")
-    write_pack(folder / "tiny")
+    write_head(folder / "head.json", write_pack(folder / "tiny"))
     write_anchors(folder / "anchors.yaml")
     return folder
 
@@ -114,7 +136,8 @@ def sealer(home: Path) -> Sealer:
 
 
 def room_settings(home: Path, **changes: Any) -> PromptScoringSettings:
-    options: dict[str, Any] = {"model": home / "tiny", "anchors": home / "anchors.yaml", **changes}
+    options: dict[str, Any] = {"model": home / "tiny", "anchors": home / "anchors.yaml", "head": home / "head.json"}
+    options.update(changes)
     return PromptScoringSettings(**options)
 
 
@@ -624,6 +647,20 @@ def test_anchors_that_cannot_be_used_are_named(home: Path, tmp_path: Path) -> No
     for field, value in (("slope", -1.0), ("toward", ["one"]), ("offset", "secretword")):
         with pytest.raises(Fatal, match=f"BAD_ANCHORS: .*{field}") as caught:
             Anchors(encoder, write_anchors(tmp_path / "anchors.yaml", **{field: value}))
+        assert "secretword" not in str(caught.value)
+
+
+def test_a_head_that_does_not_belong_is_refused(home: Path, tmp_path: Path) -> None:
+    pack = model_pack.load(home / "tiny")
+    encoder = Encoder(pack)
+    path = tmp_path / "head.json"
+    with pytest.raises(Fatal, match="BAD_BLOCK_HEAD"):
+        BlockHead(encoder, pack, tmp_path / "absent.json")
+    with pytest.raises(Fatal, match="WRONG_BLOCK_HEAD"):
+        BlockHead(encoder, pack)
+    for field, value in (("bias", "secretword"), ("weights", [1.0]), ("languages", []), ("features", 2)):
+        with pytest.raises(Fatal, match=f"BAD_BLOCK_HEAD: .*{field}") as caught:
+            BlockHead(encoder, pack, write_head(path, pack, **{field: value}))
         assert "secretword" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""The sentence encoder's opinion of a prompt: its windows and its whole, compared with the anchors."""
+"""The sentence encoder's opinion of a prompt: the block grade of its windows, and its whole against the anchors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from seawall.api.signal.v1 import signal_pb2
 from seawall.prompt_scoring.anchors import Anchors
+from seawall.prompt_scoring.block_head import BlockHead
 from seawall.prompt_scoring.encoder import Encoder, TooManyTokens
 from seawall.prompt_scoring.settings import PromptScoringSettings
 from seawall.prompt_scoring.text_scorer import Reading, Unscannable
+from seawall.prompt_scoring.windows import Window
 from seawall.runtime.model_pack import ModelPack
+
+#: Where the encoder cannot read, terms decide: words between the two → score. Near each other is enough to block unless
+#: the context is benign, anything else is enough for a person to look.
+_BY_TERMS, _TERMS_APART = ((6, 0.7),), 0.4
 
 
 class SemanticScorer:
@@ -17,21 +23,25 @@ class SemanticScorer:
 
     labels = ("minor_sexual_semantic", "minor_sexual_paraphrase", "outside_model_languages")
 
-    def __init__(self, pack: ModelPack, settings: PromptScoringSettings) -> None:
-        """Raises Fatal as Encoder and Anchors do."""
+    def __init__(self, pack: ModelPack, settings: PromptScoringSettings, encoder: Encoder | None = None) -> None:
+        """Args:
+            encoder: of that pack; None: made here.
+
+        Raises:
+            Fatal: as Encoder, Anchors and BlockHead do.
+        """
         self._settings = settings
-        self._encoder = Encoder(pack, settings.window_tokens)
+        self._encoder = encoder or Encoder(pack, settings.window_tokens)
         self._anchors = Anchors(self._encoder, settings.anchors)
-        self._artefacts = (
-            signal_pb2.Artefact(
-                kind=signal_pb2.ARTEFACT_KIND_MODEL, name=pack.name, version=pack.version, sha256=pack.digest
-            ),
-            signal_pb2.Artefact(
-                kind=signal_pb2.ARTEFACT_KIND_TERM_PACK,
-                name="anchors",
-                version=self._anchors.version,
-                sha256=self._anchors.digest,
-            ),
+        self._head = BlockHead(self._encoder, pack, settings.head)
+        model, term_pack = signal_pb2.ARTEFACT_KIND_MODEL, signal_pb2.ARTEFACT_KIND_TERM_PACK
+        self._artefacts = tuple(
+            signal_pb2.Artefact(kind=kind, name=name, version=version, sha256=digest)
+            for kind, name, version, digest in (
+                (model, pack.name, pack.version, pack.digest),
+                (model, "block-head", self._head.version, self._head.digest),
+                (term_pack, "anchors", self._anchors.version, self._anchors.digest),
+            )
         )
 
     @property
@@ -48,12 +58,19 @@ class SemanticScorer:
                 raise Unscannable("TOO_LONG") from None
             whole = self._anchors.score(vectors)
         windows = reading.detection.windows[: 2 * self._settings.max_pairs]
-        texts = {text for window in windows for text in (window.text, window.plain)}
-        near = max((self._anchors.score(self._encoder.embed_start(text)) for text in texts), default=0.0)
-        return dict(zip(self.labels, (near, whole, _outside(reading.prompt)), strict=True))
+        near = max((self._near(window) for window in windows), default=0.0)
+        foreign = any(window.language not in self._head.languages for window in windows)
+        outside = 1.0 if foreign else _outside(reading.prompt)
+        return dict(zip(self.labels, (near, whole, outside), strict=True))
+
+    def _near(self, window: Window) -> float:
+        if window.language in self._head.languages:
+            return self._head.score(window)
+        return next((score for within, score in _BY_TERMS if window.distance <= within), _TERMS_APART)
 
 
 def _outside(text: str) -> float:
+    """The share of letters that are not ASCII."""
     if text.isascii():
         return 0.0
     letters = [char for char in text if char.isalpha()]

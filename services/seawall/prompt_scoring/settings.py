@@ -36,6 +36,8 @@ class PromptScoringSettings(RoomSettings):
     model: Path = Field(default_factory=lambda: seawall_home() / "models" / "minilm")
     # Sentences that prompts are compared with. Unset: those that ship with Seawall.
     anchors: Path | None = None
+    # What turns the encoder's vectors into the block grade. Unset: the one that ships, for the demo encoder.
+    head: Path | None = None
     # Use the term packs that ship with Seawall.
     bundled_packs: bool = True
     # Term packs besides those, as a list of {path, sha256}.

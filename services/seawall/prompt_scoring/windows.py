@@ -13,8 +13,8 @@ from seawall.prompt_scoring.term_packs import Concept, Hit
 
 #: A view with more terms than this is a word list: the nearest pairs among the first ones are enough.
 _MAX_HITS = 200
-#: What a term for a minor is replaced with in `Window.plain`.
-_STAND_IN = "child"
+#: Words on either side of a pair in `Window.core`.
+_CORE = 1
 #: Of a hit of several languages: the one whose windows an encoder can read.
 _PREFERRED = "en"
 
@@ -31,8 +31,8 @@ class Window(NamedTuple):
     """A few words around a reference to a minor and a sexual term or a request to undress."""
 
     text: str
-    #: The same with the reference replaced by "child": an encoder knows that word better than "6th grader" or "14yo".
-    plain: str
+    #: Only the pair, what stands between, and a word on either side: the request without what it is wrapped in.
+    core: str
     #: BCP 47: of the packs that both terms are from; "und" when the two differ.
     language: str
     #: Words between the two.
@@ -94,19 +94,12 @@ def window(words: bytes, pair: Pair, around: int, joint_within: int) -> Window:
     minor, other = pair.one, pair.other
     first, second = sorted((minor, other), key=lambda hit: hit.start)
     apart = pair.distance > joint_within
-    if apart:
-        text = f"{_stretch(words, first.start, first.end, around)} {_stretch(words, second.start, second.end, around)}"
-    else:
-        text = _stretch(words, first.start, max(first.end, second.end), around)
+    spans = [(first.start, first.end), (second.start, second.end)]
+    if not apart:
+        spans = [(first.start, max(first.end, second.end))]
+    text, core = (" ".join(_stretch(words, *span, count) for span in spans) for count in (around, _CORE))
     language = minor.language if minor.language == other.language else "und"
-    plain = _in_plain_words(text, words, minor)
-    return Window(text, plain, language, pair.distance, other.concept, minor.start > other.start, apart)
-
-
-def _in_plain_words(text: str, words: bytes, minor: Hit) -> str:
-    if words[: minor.start].rstrip().endswith((b" no", b" not", b" without")):
-        return text
-    return text.replace(words[minor.start : minor.end].decode("utf-8", "ignore"), _STAND_IN)
+    return Window(text, core, language, pair.distance, other.concept, minor.start > other.start, apart)
 
 
 def _stretch(words: bytes, start: int, end: int, around: int) -> str:
