@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -12,18 +14,26 @@ from seawall.aggregator.settings import AggregatorSettings
 from seawall.api.bank.v1 import bank_pb2
 from seawall.api.control.v1 import control_pb2
 from seawall.api.decision.v1 import decision_pb2
+from seawall.local.kafka import EmbeddedKafka
 from seawall.perceptual_hashing import bank_changes
 from seawall.perceptual_hashing.retroactive.late import ROOM
 from seawall.runtime.broker import Output
-from tests.support.mesh import Lane, Room
+from tests.support.mesh import Lane, Room, open_lane
 from tests.support.records import CLASSIFICATION, HASHING, PROMPT
 from tests.support.records import signal as measured
 from tests.support.stages import AGGREGATOR
 
-pytestmark = [pytest.mark.faults, pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 ALLOW, REPORT = decision_pb2.OUTCOME_ALLOW, decision_pb2.OUTCOME_BLOCK_AND_REPORT
 POLICY = str(AggregatorSettings().policy)
+
+
+@pytest.fixture
+async def lane(kafka: EmbeddedKafka, tmp_path: Path) -> AsyncIterator[Lane]:
+    """Topics, rooms and a ledger of the test's own."""
+    async with open_lane(tmp_path, kafka.bootstrap_servers) as lane:
+        yield lane
 
 
 def start_room(lane: Lane) -> Room:
