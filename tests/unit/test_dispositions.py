@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from seawall.perceptual_hashing.hamming import Words
 from seawall.perceptual_hashing.live_banks import LiveBanks
 from seawall.perceptual_hashing.matcher import COUNTS, NEAR_EXACT, QUARANTINED, SUPPRESSED, Match, Matcher, contested
 from seawall.perceptual_hashing.settings import BankSettings
-from tests.support.bank_entries import card, entry, flipped, random_words, removed
+from tests.support.bank_entries import card, entry, flipped, random_words, removed, wait_for
 
 WORD = random_words(1)[0]
 
@@ -213,17 +212,6 @@ def test_a_flood_is_held_at_once_and_for_the_other_replicas_until_a_person_relea
         wait_for(lambda: listed.observed(one_match(listed, at(20)), content(1)).disposition == COUNTS)
     finally:
         listed.stop()
-
-
-def wait_for(condition: object) -> None:
-    """Until it holds; a test that waits for long has failed."""
-    assert callable(condition)
-    event = threading.Event()
-    for _ in range(1_000):
-        if condition():
-            return
-        event.wait(0.02)
-    raise AssertionError("it never held")
 
 
 # ---- the banks of a service ------------------------------------------------------------------------------------------

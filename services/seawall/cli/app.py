@@ -305,6 +305,91 @@ def models_export(file: Annotated[Path, typer.Argument(metavar="FILE", help="Whe
     command.export(file)
 
 
+_BANK_FORMATS = "csv (entry_id,hash_type,value), json, signals or threatexchange; by the file's ending if it tells."
+
+
+@banks_app.command("import")
+def banks_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A list of hashes.")],
+    bank: Annotated[str, typer.Option(help="The bank's name.")],
+    file_format: Annotated[str | None, typer.Option("--format", help=_BANK_FORMATS)] = None,
+    card: Annotated[Path | None, typer.Option(metavar="YAML", help="What the bank is; needed the first time.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take out what the file does not list.")] = False,
+    json_output: Json = False,
+) -> None:
+    """List a file's entries in a bank of the store. An interrupted import goes on where it was."""
+    from seawall.cli import banks as command
+
+    command.import_(file, bank, card=card, replace=replace, file_format=file_format, json_output=json_output)
+
+
+@banks_app.command("stat")
+def banks_stat(json_output: Json = False) -> None:
+    """Every bank: what it is, how much it lists, and its digest."""
+    from seawall.cli import banks as command
+
+    command.stat(json_output=json_output)
+
+
+@banks_app.command("verify")
+def banks_verify(
+    repair: Annotated[bool, typer.Option("--repair", help="Build the index's files again from the store.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Check every bank, the store and the index against their digests and checksums."""
+    from seawall.cli import banks as command
+
+    command.verify(repair=repair, json_output=json_output)
+
+
+@banks_app.command("export")
+def banks_export(
+    bank: Annotated[str, typer.Argument(metavar="BANK", help="A bank of the store.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Instead of standard output.")] = None,
+) -> None:
+    """Write a bank's entries as CSV."""
+    from seawall.cli import banks as command
+
+    command.export(bank, out)
+
+
+@banks_app.command("diff")
+def banks_diff(
+    bank: Annotated[str, typer.Argument(metavar="BANK", help="A bank of the store.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A list of hashes.")],
+    file_format: Annotated[str | None, typer.Option("--format", help=_BANK_FORMATS)] = None,
+    json_output: Json = False,
+) -> None:
+    """What `import --replace` of the file would change: + added, ~ changed, - removed. Exit status 1 if anything."""
+    from seawall.cli import banks as command
+
+    command.diff(bank, file, file_format=file_format, json_output=json_output)
+
+
+@banks_app.command("disable")
+def banks_disable(
+    bank: Annotated[str, typer.Argument(metavar="BANK")],
+    entry_id: Annotated[str, typer.Argument(metavar="ENTRY", help="As a match names it.")],
+    reason: Annotated[str, typer.Option(help="Why, for whoever asks later.")] = "",
+) -> None:
+    """Let one entry match nothing."""
+    from seawall.cli import banks as command
+
+    command.set_state(bank, entry_id, enabled=False, reason=reason)
+
+
+@banks_app.command("enable")
+def banks_enable(
+    bank: Annotated[str, typer.Argument(metavar="BANK")],
+    entry_id: Annotated[str, typer.Argument(metavar="ENTRY", help="As a match names it.")],
+    reason: Annotated[str, typer.Option(help="Why, for whoever asks later.")] = "",
+) -> None:
+    """Let a disabled or quarantined entry match again."""
+    from seawall.cli import banks as command
+
+    command.set_state(bank, entry_id, enabled=True, reason=reason)
+
+
 @banks_app.command("pull")
 def banks_pull(
     name: Annotated[

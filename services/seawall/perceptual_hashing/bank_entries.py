@@ -87,6 +87,11 @@ def read(files: Iterable[tuple[str, bytes]]) -> Entries:
     return Entries(np.frombuffer(bytes(hashes), np.uint8).reshape(-1, 32), Names(ids), digests)
 
 
+def rows(where: str, content: bytes) -> Iterable[Entry]:
+    """The rows of one file. Raises Fatal("BAD_BANK"), naming the line and the mend, when it comes to a bad one."""
+    return _rows(where, content, {kind: set() for kind in HASH_BYTES})
+
+
 def to_csv(entries: Iterable[Entry]) -> bytes:
     """The file of ``entries``. Raises Fatal("BAD_BANK") for one that `read` would refuse."""
     out = io.StringIO()
