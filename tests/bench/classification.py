@@ -41,9 +41,9 @@ from tests.bench.harness import Report, child, cpu_seconds, resident_mb, say, un
 
 PICTURES = 256
 WARM = 32
-ROUNDS = 4
-PER_ROUND = 160
-LATENCY_CALLS = 500
+ROUNDS = 3
+PER_ROUND = 128
+LATENCY_CALLS = 400
 _LATENCY_SHARE = 0.5
 
 Client = StageClient[classification_pb2.ClassifyMediaRequest, classification_pb2.ClassifyMediaResponse]
