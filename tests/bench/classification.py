@@ -63,12 +63,16 @@ async def run(report: Report) -> None:
         report.add("bare inference", bare * 1000, unit="ms CPU")
         async with _service(home, "one", pack) as one:
             for batch in (1, 32):
-                await _against_the_loop(report, loop, one, items, batch)
+                await _against_the_loop(report, loop, one, items, batch, 0.9)
             report.add("resident", resident_mb(one.pid), unit="MB")
             async with _service(home, "heads", pack, _other_head(pack, home / "other")) as two:
                 await _second_head(report, one, two, items, loop)
             async with _service(home, "second", pack) as second:
                 await _two_processes(report, loop, one, second, items)
+        # Where the rest goes: the same without the decoder's own process.
+        async with _service(home, "in-process", pack, isolated=False) as service:
+            for batch in (1, 32):
+                await _against_the_loop(report, loop, service, items, batch, None, ", decoding in process")
         async with _service(home, "latency", pack, workers=0) as service:
             await _latency(report, service, items, loop)
         _int8(report, pack)
@@ -168,7 +172,9 @@ def client(target: str) -> Client:
 
 
 @asynccontextmanager
-async def _service(home: Path, name: str, *packs: Path, workers: int = 1) -> AsyncIterator[_Service]:
+async def _service(
+    home: Path, name: str, *packs: Path, workers: int = 1, isolated: bool = True
+) -> AsyncIterator[_Service]:
     port_file, rollout = home / f"{name}.port", home / f"{name}.yaml"
     rollout.write_text(yaml.safe_dump({"active": [str(pack) for pack in packs]}))
     environment = {
@@ -177,6 +183,7 @@ async def _service(home: Path, name: str, *packs: Path, workers: int = 1) -> Asy
         "SEAWALL_RPC_SERVER__PORT_FILE": str(port_file),
         # The pictures come round again, and each is to cost what a new one does.
         "SEAWALL_CACHED_RESULTS": "0",
+        "SEAWALL_DECODING__ISOLATED": str(isolated),
         "SEAWALL_TELEMETRY__LOG_LEVEL": "error",
         **({"SEAWALL_RPC_SERVER__WORKERS": str(workers)} if workers else {}),
     }
@@ -218,16 +225,20 @@ async def _rate(services: Sequence[_Service], to: Client, items: Sequence[Any], 
     return count / (sum(cpu_seconds(service.pid) for service in services) - before)
 
 
-async def _against_the_loop(report: Report, loop: _Loop, one: _Service, items: Sequence[Any], batch: int) -> None:
+async def _against_the_loop(
+    report: Report, loop: _Loop, one: _Service, items: Sequence[Any], batch: int, target: float | None, how: str = ""
+) -> None:
     loop.rate(WARM, batch)
     await flood(one.client, items, WARM, batch)
     loops, services = [], []
     for _ in range(ROUNDS):
         loops.append(await asyncio.to_thread(loop.rate, PER_ROUND, batch))
         services.append(await _rate([one], one.client, items, PER_ROUND, batch))
-    report.add(f"loop, batch {batch}", median(loops), unit="img/core-s")
-    report.add(f"service, batch {batch}", median(services), unit="img/core-s")
-    report.add(f"service / loop, batch {batch}", median(a / b for a, b in zip(services, loops, strict=True)), 0.9)
+    if target is not None:
+        report.add(f"loop, batch {batch}", median(loops), unit="img/core-s")
+        report.add(f"service, batch {batch}", median(services), unit="img/core-s")
+    ratio = median(a / b for a, b in zip(services, loops, strict=True))
+    report.add(f"service / loop, batch {batch}{how}", ratio, target)
 
 
 def _other_head(pack: Path, place: Path) -> Path:
