@@ -19,6 +19,9 @@ from seawall.core.errors import Fatal, Poison
 from seawall.core.validate import parse_generation
 from seawall.local import malformed, photographs, samples
 from seawall.local.platform import Submission
+from seawall.prompt_scoring import term_packs
+from seawall.prompt_scoring.normalise import views
+from seawall.prompt_scoring.term_set import TermSet
 
 # The whole vocabulary of what must be stopped: nothing is added to it unless somebody reads this.
 VOCABULARY = """
@@ -82,10 +85,13 @@ def test_stand_ins_and_ordinary_photographs_do_not_overlap() -> None:
 
 def test_positives_stay_clinical() -> None:
     words = set(re.findall(r"[\w-]+", VOCABULARY))
+    spelling = TermSet([term_packs.load(folder) for folder in term_packs.bundled()]).spelling
     for sample in stream():
         if "positive" in sample.category or sample.category == "undress-request":
             prompt = submissions()[sample.name].prompt or ""
-            assert set(re.findall(r"[\w-]+", prompt.lower())) <= words, sample.name
+            # What is disguised is clinical once the disguise is undone.
+            readings = [view.words.decode() for view in views(prompt, spelling)] if "evaded" in sample.category else []
+            assert any(set(re.findall(r"[\w-]+", text.lower())) <= words for text in (prompt, *readings)), sample.name
 
 
 def test_what_is_sent_shows_no_content_when_printed() -> None:

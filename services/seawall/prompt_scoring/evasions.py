@@ -43,9 +43,9 @@ _PATTERNS: dict[Sign, str] = {
     Sign.SPACED: r"\b[a-z0-9][^a-z0-9]{1,3}[a-z0-9][^a-z0-9]{1,3}[a-z0-9]\b",
     Sign.REPEATED: "|".join(letter * 3 for letter in _LETTERS),
     Sign.CLOSED: r"[a-z0-9][^a-z0-9\s\x80-\x{10FFFF}]+[a-z]",
-    Sign.PERCENT: r"%[0-9a-f]{2}[^%]{0,3}%[0-9a-f]{2}",
+    Sign.PERCENT: r"%[0-9a-f]{2}",
     Sign.ENTITY: r"&#[0-9x]",
-    Sign.BASE64: r"[a-z0-9+/_-]{16}",
+    Sign.BASE64: r"[a-z0-9+/_-]{12}",
     Sign.ESCAPE: r"\\[ux][0-9a-f]{2}",
 }
 

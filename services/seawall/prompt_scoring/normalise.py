@@ -253,6 +253,11 @@ def _with_runs(text: str, runs: Sequence[Span]) -> tuple[bytes, tuple[Span, ...]
     glued: list[Span] = []
     at = 0
     for start, end in runs:
+        # A sign beside a run may have been read as a letter since: it is the run's now.
+        if (beside := _TOKEN.match(text, end)) is not None:
+            end = beside.end()
+        while start > at and _TOKEN.match(text, start - 1) is not None:
+            start -= 1
         before, piece = _words(text[at:start])[1:], _words(text[start:end])[1:]
         parts += (before, piece)
         size += len(before)
