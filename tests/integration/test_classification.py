@@ -184,6 +184,14 @@ def test_several_classifiers_share_one_decode(tmp_path: Path) -> None:
     assert [artefact.name for artefact in both.artefacts()] == ["red", "blue"]
 
 
+def test_provenance_stands_beside_the_models_labels_and_not_where_nothing_was_decoded(tmp_path: Path) -> None:
+    room = Room(tmp_path, provenance=True)
+    labels = {label.label: label.score for label in room.score(encoded(plain(RED), "JPEG"), "image/jpeg").labels}
+    assert labels.keys() == {"red", "c2pa_manifest", "c2pa_valid", "c2pa_trusted", "c2pa_ai_generated"}
+    assert labels["c2pa_manifest"] == 0
+    assert not room.score(encoded(plain(RED))[:-20]).labels
+
+
 def test_the_stages_examples_get_their_statuses(room: Room) -> None:
     examples = stage.examples(ContentStore(room.settings.content))
     for example in examples:

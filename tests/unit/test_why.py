@@ -119,6 +119,18 @@ def test_the_drawing_names_everything_an_engineer_asks_for() -> None:
     assert "decision decisions.v1 3 12" in hops
 
 
+def test_the_frame_that_decided_and_the_models_on_trial_are_named() -> None:
+    made = decision()
+    item = made.signals[1].signal.items[0]
+    item.labels.add(label="explicit", score=0.91, frame=17, model="explicit@1")
+    item.shadows.add(model="explicit@2").labels.add(label="explicit", score=0.12, frame=3)
+    item.shadows.add(model="explicit@3", reason="TRIAL_TIMEOUT")
+    text = drawn(Found(made, "decisions.v1", 3, 12))
+    assert "explicit 0.910 in frame 17" in text
+    assert "on trial, explicit@2: explicit 0.120 in frame 3" in text
+    assert "on trial, explicit@3: TRIAL_TIMEOUT" in text
+
+
 def test_the_bar_fills_to_the_score_and_marks_the_threshold() -> None:
     assert why.bar(0.5, 0.75, 8).plain == "████──┃─"
     assert why.bar(1.0, 0.75, 8).plain == "██████┃█"

@@ -19,8 +19,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from seawall.core import strict_yaml
 from seawall.core.errors import Fatal
-from seawall.runtime import strict_yaml
 
 _MAX_BYTES = 64 * 1024
 #: Packs of each kind, at most.

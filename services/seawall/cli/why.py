@@ -191,8 +191,15 @@ def _findings(item: signal_pb2.ItemResult) -> Text:
         for match in item.matches
     ]
     if item.labels:
-        lines.append(", ".join(f"{one.label} {one.score:.3f}" for one in item.labels))
+        lines.append(", ".join(_score(one) for one in item.labels))
+    for shadow in item.shadows:
+        said = ", ".join(_score(one) for one in shadow.labels) or shadow.reason
+        lines.append(f"on trial, {shadow.model}: {said}")
     return Text("\n".join(lines) or "–")
+
+
+def _score(one: signal_pb2.LabelScore) -> str:
+    return f"{one.label} {one.score:.3f}{f' in frame {one.frame}' if one.frame else ''}"
 
 
 def _waterfall(decision: decision_pb2.Decision) -> RenderableType:

@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
+from seawall.core import strict_yaml
 from seawall.core.errors import Fatal
-from seawall.runtime import onnx_file, strict_yaml
+from seawall.runtime import onnx_file
 from seawall.runtime.model_card import (
     CARD_FILE,
     CARDS,

@@ -18,10 +18,11 @@ from seawall.classification import lineup as lineups
 from seawall.classification.drift import reference_of
 from seawall.classification.head import Head
 from seawall.classification.rollout import Rollout
+from seawall.core import strict_yaml
 from seawall.core.errors import Fatal
 from seawall.local.models import quantisation
 from seawall.local.models.install import alone, put
-from seawall.runtime import model_pack, strict_yaml
+from seawall.runtime import model_pack
 from seawall.runtime.decoding import Unscannable, decode_rgb
 from seawall.runtime.model_card import CARD_FILE, MODEL_FILE, ImageClassificationCard, Reference
 from seawall.runtime.model_pack import ModelPack
