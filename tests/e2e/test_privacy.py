@@ -139,8 +139,7 @@ def test_nothing_that_was_written_holds_a_prompt(mesh: UpMesh, search: Search) -
 async def test_no_record_of_any_topic_holds_a_prompt(mesh: UpMesh, search: Search) -> None:
     records = await topic_records(mesh.kafka)
     topics = {partition.topic for partition, _ in records}
-    # The demo's bank is a folder: nothing travels on the topic of bank entries.
-    written = set(TopicNames().all) - {TopicNames().bank_entries}
-    assert topics == written, "each topic was written to, dead letters too"
+    # The demo's bank is a folder: what travels on the topic of bank entries are other tests' lists, if they ran.
+    assert topics | {TopicNames().bank_entries} == set(TopicNames().all), "each topic was written to, dead letters too"
     leaks = [(partition, hits) for partition, data in records if (hits := search.found(data))]
     assert leaks == []

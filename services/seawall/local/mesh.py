@@ -30,6 +30,8 @@ STAGES = ("prompt_scoring", "perceptual_hashing", "classification")
 RELAYS = tuple(f"{stage}.relay" for stage in STAGES)
 #: The rooms of the mesh, in the order they start.
 ROOMS = (*STAGES, *RELAYS, "perceptual_hashing.retroactive", "aggregator")
+#: The service that reads bank_entries.v1, and writes there what is imported on this machine.
+FOLLOWER = "perceptual_hashing"
 #: Name of the broker among the rooms.
 KAFKA = "kafka"
 
@@ -114,14 +116,17 @@ class Mesh:
                 from seawall.local import demo_bank
 
                 await asyncio.to_thread(demo_bank.ensure_some, home / "banks")
-                # Services load their models while the broker starts: neither needs the other.
-                supervisor.start([_service(home, stage, sockets, shared) for stage in STAGES])
+                # Services load their models while the broker starts: neither needs the other. But for the one that
+                # follows the topic of bank entries.
+                supervisor.start([_service(home, stage, sockets, shared) for stage in STAGES if stage != FOLLOWER])
                 report(Status(KAFKA, State.STARTING, None, 0, ""))
                 await _unless_failed(supervisor, asyncio.to_thread(kafka.start))
                 report(Status(KAFKA, State.READY, kafka.pid, 0, ""))
                 keeper = asyncio.create_task(_keep_kafka(kafka, report), name="keep-kafka")
                 shared["SEAWALL_KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap_servers
                 await topics.apply(mesh.broker(), mesh.kafka_settings, topics.TopicSettings(partitions=PARTITIONS))
+                follower = _service(home, FOLLOWER, sockets, {**shared, "SEAWALL_BANKS__FOLLOW": "true"})
+                supervisor.start([follower])
                 await supervisor.ready(STAGES, timeout=SERVICES_SECONDS)
                 readers = [_relay(home, stage, sockets, shared) for stage in STAGES]
                 others = [_reader(home, name, shared) for name in ("perceptual_hashing.retroactive", "aggregator")]
