@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,18 @@ class UpMesh:
         """The process id of a room, or of the broker, now."""
         path = self.home / ("kafka/broker.pid" if room == "kafka" else f"run/{room}.ready")
         return int(path.read_text())
+
+    def new_pid_of(self, room: str, before: int) -> int:
+        """The process id of a room that takes over from another; the old one if that takes too long."""
+        give_up = time.monotonic() + 60
+        while time.monotonic() < give_up:
+            try:
+                if (pid := self.pid_of(room)) != before:
+                    return pid
+            except (FileNotFoundError, ValueError):
+                pass  # it is not ready yet, and the file that says so is all that could be awaited
+            time.sleep(0.05)
+        return before
 
     def pids(self) -> dict[str, int]:
         """Process ids of all rooms."""
