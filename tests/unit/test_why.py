@@ -253,3 +253,22 @@ def test_text_from_a_record_is_never_taken_for_markup() -> None:
     odd = decision()
     odd.signals[0].signal.items[0].reason = "[red]X[/red]"
     assert "[red]X[/red]" in drawn(Found(odd, "decisions.v1", 0, 0))
+
+
+def test_a_match_is_named_by_bank_entry_distance_and_variant_and_says_when_it_is_held() -> None:
+    from seawall.cli.why import _findings
+
+    item = signal_pb2.ItemResult(item_id="output/0", status=signal_pb2.ITEM_STATUS_OK)
+    item.matches.add(bank="known", entry_id="e1", hash_type="pdq", distance=12, variant="rot90", category="stand-in")
+    item.held_matches.add(
+        bank="known",
+        entry_id="e2",
+        hash_type="pdq",
+        distance=20,
+        disposition=signal_pb2.MATCH_DISPOSITION_SUPPRESSED,
+        contested_by="benign/b",
+    )
+    assert _findings(item).plain.splitlines() == [
+        "known/e1 pdq distance 12, rot90, stand-in",
+        "known/e2 pdq distance 20, original, suppressed, contested by benign/b",
+    ]

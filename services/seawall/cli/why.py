@@ -185,11 +185,7 @@ def _items(decision: decision_pb2.Decision) -> Table:
 
 
 def _findings(item: signal_pb2.ItemResult) -> Text:
-    lines = [
-        f"{match.bank}/{match.entry_id} {match.hash_type} distance {match.distance}, {match.variant or 'original'}"
-        f"{f', {match.category}' if match.category else ''}"
-        for match in item.matches
-    ]
+    lines = [_match(match) for match in (*item.matches, *item.held_matches)]
     if item.labels:
         lines.append(", ".join(_score(one) for one in item.labels))
     for shadow in item.shadows:
@@ -200,6 +196,18 @@ def _findings(item: signal_pb2.ItemResult) -> Text:
 
 def _score(one: signal_pb2.LabelScore) -> str:
     return f"{one.label} {one.score:.3f}{f' in frame {one.frame}' if one.frame else ''}"
+
+
+def _match(match: signal_pb2.BankMatch) -> str:
+    held = signal_pb2.MatchDisposition.Name(match.disposition).removeprefix("MATCH_DISPOSITION_").lower()
+    return "".join(
+        (
+            f"{match.bank}/{match.entry_id} {match.hash_type} distance {match.distance}, {match.variant or 'original'}",
+            f", {match.category}" if match.category else "",
+            f", {held}" if match.disposition else "",
+            f", contested by {match.contested_by}" if match.contested_by else "",
+        )
+    )
 
 
 def _waterfall(decision: decision_pb2.Decision) -> RenderableType:
