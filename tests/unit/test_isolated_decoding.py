@@ -177,7 +177,10 @@ def test_a_worker_that_died_between_two_files_costs_neither() -> None:
 
 def until_gone(pid: int) -> None:
     """Wait until a process runs no more; its parent may not have reaped it yet."""
-    descriptor = os.pidfd_open(pid)
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
     try:
         assert select.select([descriptor], [], [], 30)[0]
     finally:

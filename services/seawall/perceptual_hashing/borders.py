@@ -82,4 +82,4 @@ def _columns(gray: Pixels, first: int, top: int, end: int) -> int:
             count += 1 if abs(np.int64(gray[y, x]) - level) <= _RINGING else 0
         if count < _SHARE * (end - top):
             return line
-    return width
+    return int(width)

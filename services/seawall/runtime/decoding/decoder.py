@@ -7,7 +7,7 @@ from typing import Protocol
 
 from seawall.runtime.decoding.frames import Frame, iterate_frames, sample_frames
 from seawall.runtime.decoding.limits import DecodingSettings
-from seawall.runtime.decoding.pixels import Mode
+from seawall.runtime.decoding.pixels import Mode, Pixels
 
 
 class Decoder(Protocol):
@@ -41,9 +41,22 @@ class InProcessDecoder:
         self, data: bytes, mode: Mode, min_side: int | None = None, declared: str = "", most: int | None = None
     ) -> Iterator[Frame]:
         """See `Decoder.frames`."""
-        if most is None:
-            return iterate_frames(data, mode, min_side, declared, self._limits)
-        return sample_frames(data, mode, most, min_side, declared, self._limits)
+        return in_process(data, mode, min_side, declared, most, self._limits)
 
     def close(self) -> None:
         """See `Decoder.close`."""
+
+
+def in_process(
+    data: bytes,
+    mode: Mode,
+    min_side: int | None,
+    declared: str,
+    most: int | None,
+    limits: DecodingSettings,
+    into: Pixels | None = None,
+) -> Iterator[Frame]:
+    """What `Decoder.frames` gives, decoded here; ``into`` as `iterate_frames`."""
+    if most is None:
+        return iterate_frames(data, mode, min_side, declared, limits, into)
+    return sample_frames(data, mode, most, min_side, declared, limits, into)

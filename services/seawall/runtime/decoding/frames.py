@@ -39,16 +39,17 @@ def iterate_frames(
     min_side: int | None = None,
     declared: str = "",
     limits: DecodingSettings = DEFAULT_LIMITS,
+    into: px.Pixels | None = None,
 ) -> Iterator[Frame]:
     """Every frame in order, in each view that shows something else, one at a time in memory; identical repeats of the
     frame before are left out.
 
-    Arguments and errors as `decode_gray`. Nothing is skipped: a file too long to be looked at whole is TOO_MANY_FRAMES.
+    Arguments and errors as `decode_gray`; ``into``: memory that the first frame's pixels may be put in. Nothing is skipped: a file too long to be looked at whole is TOO_MANY_FRAMES.
     """
     info = inspect(data, declared, limits)
     with px.memory_slot(info, min_side):
         if info.type == "jpeg":
-            yield from _jpegs(data, info, mode, min_side, limits)
+            yield from _jpegs(data, info, mode, min_side, limits, into)
         else:
             yield from _frames(data, info, mode, limits)
 
@@ -72,16 +73,17 @@ def sample_frames(
     min_side: int | None = None,
     declared: str = "",
     limits: DecodingSettings = DEFAULT_LIMITS,
+    into: px.Pixels | None = None,
 ) -> Iterator[Frame]:
     """At most ``max_frames`` frames that differ most: the first, then each time the one farthest from all chosen, so
     that a single odd frame is chosen early wherever it stands. A still costs no more than `decode_rgb`.
 
-    Arguments and errors as `decode_gray`; every error is raised before the first frame is given.
+    Arguments as `iterate_frames`; every error is raised before the first frame is given.
     """
     thumbnails: list[npt.NDArray[np.float32]] = []
     kept: list[Frame] = []
     kept_bytes = 0
-    for frame in iterate_frames(data, mode, min_side, declared, limits):
+    for frame in iterate_frames(data, mode, min_side, declared, limits, into):
         thumbnails.append(_thumbnail(frame.pixels))
         kept_bytes += frame.pixels.size
         if len(thumbnails) <= max_frames and (len(thumbnails) == 1 or kept_bytes <= _KEPT_BYTES):
@@ -97,10 +99,15 @@ def sample_frames(
 
 
 def _jpegs(
-    data: bytes, info: ImageInfo, mode: px.Mode, min_side: int | None, limits: DecodingSettings
+    data: bytes,
+    info: ImageInfo,
+    mode: px.Mode,
+    min_side: int | None,
+    limits: DecodingSettings,
+    into: px.Pixels | None,
 ) -> Iterator[Frame]:
     # libjpeg stops at the first picture's end; without the rest it cannot be misled by it.
-    yield Frame(0, "white", px.jpeg(data, info, mode, min_side))
+    yield Frame(0, "white", px.jpeg(data, info, mode, min_side, into))
     start = data.find(b"\xff\xd8\xff", info.end) if info.end < len(data) else -1
     for index in range(1, _MAX_APPENDED + 1):
         if start < 0:

@@ -67,11 +67,12 @@ def frames_begin(length: int) -> int:
 
 
 def put_frame(frame: Frame, last: bool, memory: Pixels) -> bytes:
-    """Copy the frame's pixels into ``memory`` and say so. ``last``: no other frame follows."""
+    """Put the frame's pixels into ``memory``, unless they lie there already, and say so. ``last``: no other follows."""
     pixels = frame.pixels
     height, width = pixels.shape[:2]
     channels = pixels.shape[2] if pixels.ndim == 3 else 0
-    np.copyto(memory[: pixels.size].reshape(pixels.shape), pixels)
+    if pixels.ctypes.data != memory.ctypes.data:
+        np.copyto(memory[: pixels.size].reshape(pixels.shape), pixels)
     return _FRAME.pack(_FRAME_KIND, last, _VIEWS.index(frame.view), channels, frame.number, height, width)
 
 

@@ -67,14 +67,16 @@ def memory_slot(info: ImageInfo, min_side: int | None) -> Iterator[None]:
         yield
 
 
-def jpeg(data: bytes, info: ImageInfo, mode: Mode, min_side: int | None) -> Pixels:
+def jpeg(data: bytes, info: ImageInfo, mode: Mode, min_side: int | None, into: Pixels | None = None) -> Pixels:
     """A JPEG upright, shape (h, w) or (h, w, 3).
 
     Args:
         min_side: scale while decoding (in the DCT, by eighths) as far as both sides keep at least so many pixels.
+        into: flat memory, large enough, that the pixels may be put in.
     """
     scale = min_side or 0
-    options: dict[str, int | str] = {
+    options: dict[str, int | str | Pixels | None] = {
+        "buffer": into,
         "colorspace": "GRAY" if mode == "gray" else "RGB",
         "min_height": scale,
         "min_width": scale,
@@ -99,7 +101,7 @@ def jpeg(data: bytes, info: ImageInfo, mode: Mode, min_side: int | None) -> Pixe
     return upright(pixels, info.orientation)
 
 
-def _lenient(data: bytes, options: Mapping[str, int | str]) -> Pixels:
+def _lenient(data: bytes, options: Mapping[str, int | str | Pixels | None]) -> Pixels:
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, strict=False, **options)
     except ValueError:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image
 
 from seawall.runtime.decoding import messages, pixels
-from seawall.runtime.decoding.decoder import InProcessDecoder
+from seawall.runtime.decoding.decoder import in_process
 from seawall.runtime.decoding.frames import Frame
 from seawall.runtime.decoding.limits import DecodingSettings
 from seawall.runtime.decoding.unscannable import Reason, Unscannable
@@ -36,15 +36,16 @@ def prepare() -> None:
 def serve(connection: socket.socket, memory: mmap.mmap, config: dict[str, Any], begin: Callable[[], None]) -> None:
     """Decode one file after the other until the service closes the connection."""
     limits = DecodingSettings.model_validate(config)
-    decoder = InProcessDecoder(limits)
     shared = np.frombuffer(memory, np.uint8)
     while message := _receive(connection):
         begin()
         request = messages.Request.decode(message)
         data = memory[: request.length]
-        frames = decoder.frames(data, request.mode, request.min_side, request.declared, request.most)
+        space = shared[messages.frames_begin(request.length) :]
+        wanted = request.mode, request.min_side, request.declared
+        frames = in_process(data, *wanted, request.most, limits, space)
         try:
-            _answer(connection, frames, shared[messages.frames_begin(request.length) :])
+            _answer(connection, frames, space)
         except Unscannable as error:
             connection.send(messages.refused(error))
         except MemoryError:

@@ -1,0 +1,233 @@
+"""From a picture's bytes to its PDQ, alone and in the running service; with `matching`, from a PDQ to what is listed.
+
+Rates are per second of CPU. The ceilings are taken in the same run: a bare JPEG decode by simplejpeg for what decodes, and
+one process that decodes, hashes and matches without gRPC and without workers for the service. pip's pdqhash stands beside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pdqhash
+import simplejpeg
+from PIL import Image
+
+from seawall.api.generation.v1 import generation_pb2
+from seawall.api.perceptual_hashing.v1 import perceptual_hashing_pb2
+from seawall.local import demo_bank, photographs
+from seawall.perceptual_hashing import pdq, scorer
+from seawall.perceptual_hashing.settings import PerceptualHashingSettings
+from seawall.perceptual_hashing.stage import STAGE
+from seawall.runtime.content import ContentStore
+from seawall.runtime.decoding import DEFAULT_LIMITS, Decoder, InProcessDecoder, Pixels, decode_gray
+from seawall.runtime.decoding.isolated import IsolatedDecoder
+from seawall.runtime.settings import ContentSettings, seawall_home
+from tests.bench.harness import ROOT, Report, child, cpu_seconds, resident_mb, say
+
+_NAMES = ("astronaut", "coffee", "chelsea")
+PICTURES = 120
+#: Rounds over the pictures of one side that a rate is taken of; the best counts, as everything else is somebody else's.
+ROUNDS = 3
+AGREEMENT_PICTURES = 150
+SERVICE_ROUNDS = 10
+BATCH = 64
+
+
+async def run(report: Report) -> None:
+    """Measure, in one run."""
+    _pictures_alone(report)
+    _agreement(report)
+    await _service(report)
+    if importlib.util.find_spec("tests.bench.matching") is not None:
+        matching = importlib.import_module("tests.bench.matching")
+        await matching.measure(report)
+
+
+# ---- decoding and hashing --------------------------------------------------------------------------------------------
+
+
+def _jpegs(side: int, count: int) -> list[bytes]:
+    """Square JPEGs, crops of ordinary photographs, all different."""
+    rng = random.Random(side)
+    found = []
+    for number in range(count):
+        picture = photographs.picture(_NAMES[number % len(_NAMES)])
+        edge = rng.randint(min(picture.size) // 2, min(picture.size))
+        left, top = (rng.randint(0, whole - edge) for whole in picture.size)
+        body = io.BytesIO()
+        crop = picture.crop((left, top, left + edge, top + edge)).resize((side, side))
+        crop.save(body, "JPEG", quality=rng.randint(85, 92))
+        found.append(body.getvalue())
+    return found
+
+
+def _rate(work: Callable[[int], object], count: int) -> float:
+    """Calls per second of CPU, best of a few rounds."""
+    work(0)
+    best = 0.0
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        for number in range(count):
+            work(number)
+        best = max(best, count / (time.process_time() - began))
+    return best
+
+
+def _pictures_alone(report: Report) -> None:
+    decoder = IsolatedDecoder(DEFAULT_LIMITS, 1)
+    try:
+        for side, decoded, hashed in ((512, 1_300, 25_000), (1024, 450, 9_000)):
+            files = _jpegs(side, PICTURES)
+            grays = [decode_gray(file, min_side=None) for file in files]
+            say(f"{side}²: {sum(map(len, files)) / len(files) / 1000:.0f} KB on average")
+            bare = _rate(lambda k: _bare(files[k]), PICTURES)  # noqa: B023
+            report.add(f"{side}² bare simplejpeg decode to gray", bare, unit="/s")
+            whole = _rate(lambda k: pdq.hash_gray(decode_gray(files[k])), PICTURES)  # noqa: B023
+            report.add(f"{side}² bytes → PDQ, 512-first", whole, decoded, unit="/s")
+            report.add(f"{side}² bytes → PDQ ÷ bare decode", whole / bare)
+            alone = _rate(lambda k: pdq.hash_gray(grays[k]), PICTURES)  # noqa: B023
+            report.add(f"{side}² hash alone", alone, hashed, unit="/s")
+            eight = _rate(lambda k: pdq.hash_variants(grays[k]), PICTURES)  # noqa: B023
+            report.add(f"{side}² all eight variants, in hashes", alone / eight, 5, "<=")
+            pip = _rate(lambda k: pdqhash.compute(_rgb(grays[k])), 5)  # noqa: B023
+            report.add(f"{side}² pip pdqhash alone", pip, unit="/s")
+            _hand_over(report, side, files, decoder)
+    finally:
+        decoder.close()
+
+
+def _bare(file: bytes) -> object:
+    return simplejpeg.decode_jpeg(file, colorspace="GRAY", min_height=512, min_width=512)
+
+
+def _rgb(gray: Pixels) -> Pixels:
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def _hand_over(report: Report, side: int, files: Sequence[bytes], decoder: IsolatedDecoder) -> None:
+    """What it costs that decoding happens in a worker: CPU of both processes, less that of decoding in this one."""
+
+    def spent(one: Decoder) -> float:
+        def decode() -> float:
+            before = cpu_seconds(os.getpid())
+            for file in files:
+                for frame in one.frames(file, "gray", 512):
+                    frame.pixels[0, 0]
+            return (cpu_seconds(os.getpid()) - before) / len(files)
+
+        decode()
+        return min(decode() for _ in range(ROUNDS + 2))
+
+    here, there = spent(InProcessDecoder(DEFAULT_LIMITS)), spent(decoder)
+    report.add(f"{side}² decode in process", here * 1e6, unit="µs")
+    report.add(f"{side}² hand-over to a worker", (there - here) * 1e6, 150, "<=", "µs")
+
+
+def _agreement(report: Report) -> None:
+    """Against pip's pdqhash, given the same gray: random sizes and proportions, sides of 64 pixels and more."""
+    rng = np.random.default_rng(1)
+    equal = far = 0
+    for number in range(AGREEMENT_PICTURES):
+        width, height = (int(side) for side in rng.integers(64, 1400, 2))
+        picture = photographs.picture(_NAMES[number % len(_NAMES)])
+        left, top = (int(rng.integers(0, side // 2)) for side in picture.size)
+        crop = picture.crop((left, top, *picture.size)).resize((width, height), Image.Resampling.LANCZOS)
+        gray = np.asarray(crop.convert("L"))
+        bits, _ = pdqhash.compute(_rgb(gray))
+        theirs = np.packbits(np.asarray(bits, np.uint8)).tobytes()
+        apart = (int.from_bytes(theirs) ^ int.from_bytes(pdq.hash_gray(gray).value)).bit_count()
+        equal += apart == 0
+        far = max(far, apart)
+    report.add("identical to pip pdqhash", equal / AGREEMENT_PICTURES * 100, 99, unit="%")
+    report.add("largest distance to it", far, 2, "<=", "bits")
+
+
+# ---- the service -----------------------------------------------------------------------------------------------------
+
+
+async def _service(report: Report) -> None:
+    """Images per CPU-second of the service with its workers, and of one process that only decodes, hashes, matches."""
+    with tempfile.TemporaryDirectory(prefix="seawall-bench-") as folder:
+        home = Path(folder)
+        (home / "cache").symlink_to(seawall_home() / "cache")
+        demo_bank.ensure(home / "banks")
+        store = ContentStore(ContentSettings(allowed_prefixes=[(home / "content").as_uri() + "/"]))
+        contents = [store.put(file, "image/jpeg") for file in _jpegs(512, 4 * PICTURES)]
+        (home / "items").write_bytes(_request(contents).SerializeToString())
+        before = await asyncio.to_thread(_loop, home)
+        # Between two loops: the machine is not the same from one minute to the next.
+        rate, resident = await _served(home, contents)
+        ceiling = (before + await asyncio.to_thread(_loop, home)) / 2
+        report.add("in-process decode + hash + match", ceiling, unit="images/core-s")
+        report.add("service", rate, unit="images/core-s")
+        report.add("service ÷ in-process loop", rate / ceiling, 0.85)
+        report.add("resident service and workers", resident, 400, "<=", "MB")
+
+
+def _request(contents: Sequence[generation_pb2.ContentRef]) -> perceptual_hashing_pb2.HashMediaRequest:
+    items = [perceptual_hashing_pb2.HashItem(id=number, content=content) for number, content in enumerate(contents)]
+    return perceptual_hashing_pb2.HashMediaRequest(items=items)
+
+
+async def _served(home: Path, contents: Sequence[generation_pb2.ContentRef]) -> tuple[float, float]:
+    port_file = home / "port"
+    code = "from seawall.perceptual_hashing.service import main; main()"
+    settings = {"SEAWALL_HOME": str(home), "SEAWALL_RPC_SERVER__PORT_FILE": str(port_file)}
+    async with child(["-c", code], **settings) as process:
+        while not port_file.exists():  # noqa: ASYNC110  a look is all there is
+            await asyncio.sleep(0.05)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port_file.read_text().strip()}") as channel:
+            call = channel.unary_unary(STAGE.method, request_serializer=lambda request: request.SerializeToString())
+            batches = [_request(contents[first : first + BATCH]) for first in range(0, len(contents), BATCH)]
+            waiting = asyncio.Semaphore(2)
+
+            async def send(batch: perceptual_hashing_pb2.HashMediaRequest) -> None:
+                async with waiting:
+                    await call(batch, timeout=60)
+
+            await asyncio.gather(*(send(batch) for batch in batches))
+            began = cpu_seconds(process.pid)
+            await asyncio.gather(*(send(batch) for _ in range(SERVICE_ROUNDS) for batch in batches))
+            spent = cpu_seconds(process.pid) - began
+        return len(contents) * SERVICE_ROUNDS / spent, resident_mb(process.pid)
+
+
+def _loop(home: Path) -> float:
+    settings = {"SEAWALL_HOME": str(home), "SEAWALL_DECODING__ISOLATED": "false"}
+    out = subprocess.run(
+        [sys.executable, "-m", "tests.bench.hashing", str(home / "items")],
+        cwd=ROOT,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return float(json.loads(out.stdout)["rate"])
+
+
+def _score_in_process(path: str) -> float:
+    hashes = scorer.load(PerceptualHashingSettings())
+    items = perceptual_hashing_pb2.HashMediaRequest.FromString(Path(path).read_bytes()).items
+    for item in items:
+        hashes.score(item)
+    began = time.process_time()
+    for _ in range(SERVICE_ROUNDS // 2):
+        for item in items:
+            hashes.score(item)
+    return len(items) * (SERVICE_ROUNDS // 2) / (time.process_time() - began)
+
+
+if __name__ == "__main__":
+    print(json.dumps({"rate": _score_in_process(sys.argv[1])}))
