@@ -212,7 +212,12 @@ def test_a_plain_picture_is_hashed_but_matched_by_its_digests_alone(tmp_path: Pa
     assert {match.hash_type for match in same.matches} == {"sha256", "md5"}
     other = room.score(images.encode(images.plain(310, 200), "PNG"))
     assert (other.status, labels(other)) == (OK, {"known_match": 0.0})
-    assert {found.hash_type: found.quality for found in other.hashes} == {"sha256": 100, "md5": 100, "pdq_512": 0}
+    assert {found.hash_type: found.quality for found in other.hashes} == {
+        "sha256": 100,
+        "md5": 100,
+        "sha1": 100,
+        "pdq_512": 0,
+    }
 
 
 def test_each_bank_is_matched_by_its_own_pipeline_and_radius(tmp_path: Path) -> None:
@@ -267,7 +272,7 @@ def test_a_picture_listed_a_thousand_times_gives_a_bounded_result(tmp_path: Path
 def test_what_cannot_be_decoded_is_unscannable_and_still_digested(room: Room, data: bytes, reason: str) -> None:
     result = room.score(data)
     assert (result.status, result.reason) == (UNSCANNABLE, reason)
-    assert {found.hash_type for found in result.hashes} == {"sha256", "md5"}
+    assert {found.hash_type for found in result.hashes} == {"sha256", "md5", "sha1"}
     # Nothing is known of its absence from the banks.
     assert not result.labels
     assert not result.matches

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from seawall.core.errors import Retryable
+from seawall.perceptual_hashing import hashing
 from seawall.runtime import metrics, prefork
 from seawall.runtime.decoding import (
     DEFAULT_LIMITS,
@@ -73,6 +74,29 @@ def test_workers_give_the_frames_that_the_process_itself_would(
         expected, got = (frames(one, FILES[name], *options, most=most) for one in (alone, decoder))
         assert [(frame.number, frame.view) for frame in got] == [(frame.number, frame.view) for frame in expected]
         assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(got, expected, strict=True))
+
+
+HASHES: dict[str, Any] = {"variants": True, "strip_borders": True, "signal_types": []}
+
+
+def test_what_is_measured_in_a_worker_is_what_the_process_itself_would_measure() -> None:
+    there = make_decoder(DEFAULT_LIMITS, 1, hashing.MEASURE, **HASHES)
+    here = make_decoder(DecodingSettings(isolated=False), 1, hashing.MEASURE, **HASHES)
+    try:
+        for data in FILES.values():
+            found = [list(one.measured(data, "gray", 512, "", "512,full")) for one in (here, there)]
+            assert found[0] == found[1]
+            assert all(list(hashing.read(measured)) for measured in found[0])
+        with pytest.raises(Unscannable, match="TRUNCATED"):
+            list(there.measured(STILL[:-900], "gray", 512, "", "512"))
+    finally:
+        there.close()
+
+
+def test_frames_are_only_measured_where_a_measure_was_asked_for(decoder: IsolatedDecoder) -> None:
+    for one in (decoder, InProcessDecoder(DEFAULT_LIMITS)):
+        with pytest.raises((messages.DecoderFailed, ValueError)):
+            list(one.measured(STILL, "gray"))
 
 
 def test_pixels_are_a_read_only_view_of_what_the_worker_wrote(decoder: IsolatedDecoder) -> None:

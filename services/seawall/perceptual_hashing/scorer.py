@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from seawall.api.perceptual_hashing.v1 import perceptual_hashing_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Retryable
-from seawall.perceptual_hashing import borders, pdq
+from seawall.perceptual_hashing import hashing, pdq, signal_types
 from seawall.perceptual_hashing.bank_card import Pipeline
+from seawall.perceptual_hashing.hashing import PDQ_TYPES, STRIPPED, Hashed
 from seawall.perceptual_hashing.live_banks import ListedBanks, LiveBanks
 from seawall.perceptual_hashing.matcher import COUNTS, Match, Matcher, contested
-from seawall.perceptual_hashing.reduction import REDUCED_SIDE, prepare
+from seawall.perceptual_hashing.reduction import REDUCED_SIDE
 from seawall.perceptual_hashing.settings import PerceptualHashingSettings
+from seawall.perceptual_hashing.signal_types import SignalType
 from seawall.runtime import metrics
 from seawall.runtime.content import ContentStore
-from seawall.runtime.decoding import Decoder, Frame, Pixels, Unscannable
+from seawall.runtime.decoding import Decoder, Unscannable
 from seawall.runtime.decoding.isolated import make_decoder
 from seawall.runtime.kafka import KafkaBroker
 from seawall.runtime.topics import TopicNames
@@ -28,19 +30,14 @@ from seawall.runtime.topics import TopicNames
 KNOWN_MATCH: Final = "known_match"
 #: The pipeline whose hashes are reported when no bank asks for one: it costs the same however large the picture is.
 DEFAULT_PIPELINE: Final[Pipeline] = "512"
-#: ``ItemHash.hash_type`` by pipeline.
-_HASH_TYPES: Final[dict[Pipeline, str]] = {"full": "pdq", "512": "pdq_512"}
+#: The pipeline of a type of PDQ.
+_PIPELINES: Final[dict[str, Pipeline]] = {name: pipeline for pipeline, name in PDQ_TYPES.items()}
 #: Most matches and PDQ hashes of one item in its result: one picture listed a thousand times, or a long animation, must
 #: not make a signal too large to send. The nearest matches and the first hashes are kept.
 MAX_MATCHES: Final = 64
 MAX_HASHES: Final = 16
-
-
-class Options(NamedTuple):
-    """How pictures are hashed; see `PerceptualHashingSettings`."""
-
-    variants: bool = True
-    strip_borders: bool = True
+#: Digests of the file's bytes that are made beside its SHA-256.
+_DIGESTS: Final = ("sha256", "md5", "sha1")
 
 
 class _Found:
@@ -57,7 +54,7 @@ class _Found:
         self._hashes: dict[tuple[str, bytes], int] = {}
 
     def add_hash(self, hash_type: str, value: bytes, quality: int) -> None:
-        if len(self._hashes) < MAX_HASHES + 2:
+        if len(self._hashes) < MAX_HASHES + len(_DIGESTS):
             self._hashes.setdefault((hash_type, value), quality)
 
     def add_match(self, match: Match, variant: str) -> None:
@@ -101,11 +98,17 @@ class _Found:
 class HashingScorer:
     """Hashes and matches media items. Safe for threads; every call blocks."""
 
-    def __init__(self, listed: ListedBanks, content: ContentStore, options: Options, decoder: Decoder) -> None:
+    def __init__(
+        self, listed: ListedBanks, content: ContentStore, decoder: Decoder, plug_ins: Sequence[SignalType] = ()
+    ) -> None:
+        """Args:
+        decoder: with the measure `hashing.make`.
+        plug_ins: those that the measure has.
+        """
         self._listed = listed
         self._content = content
         self._decoder = decoder
-        self._options = options
+        self._whole = any(plug_in.pipeline == "full" for plug_in in plug_ins)
 
     def score(self, item: perceptual_hashing_pb2.HashItem) -> signal_pb2.ItemResult:
         """Hashes, matches and the label, with status OK; or UNSCANNABLE with the decoder's reason, and whatever the
@@ -119,15 +122,17 @@ class HashingScorer:
             raise Retryable(unready.partition(":")[0], "nothing is scored without the banks that are required")
         data = self._content.get(item.content)
         found = _Found(self._listed.matcher)
-        # A JPEG is scaled while it is decoded, unless a bank needs every pixel.
-        min_side = None if "full" in found.pipelines else REDUCED_SIDE
+        pipelines = ",".join(found.pipelines)
+        # A JPEG is scaled while it is decoded, unless a bank or a plug-in needs every pixel.
+        min_side = None if self._whole or "full" in found.pipelines else REDUCED_SIDE
         # The store has just checked this digest against the bytes.
         self._digest(found, "sha256", item.content.sha256)
         self._digest(found, "md5", hashlib.md5(data, usedforsecurity=False).digest())
+        self._digest(found, "sha1", hashlib.sha1(data, usedforsecurity=False).digest())
         try:
-            for frame in self._decoder.frames(data, "gray", min_side, item.content.media_type):
-                for name, picture in self._pictures(frame):
-                    self._picture(found, name, picture)
+            for measured in self._decoder.measured(data, "gray", min_side, item.content.media_type, pipelines):
+                for hashed in hashing.read(measured):
+                    self._match(found, hashed)
         except Unscannable as error:
             return found.result(signal_pb2.ITEM_STATUS_UNSCANNABLE, error.reason, self._listed, item.content.sha256)
         return found.result(signal_pb2.ITEM_STATUS_OK, "", self._listed, item.content.sha256)
@@ -147,10 +152,10 @@ class HashingScorer:
 
     def warm(self) -> None:
         """Compile, or load from the cache, what the first item would otherwise wait for."""
-        blank = np.zeros((64, 64), np.uint8)
+        blank = np.zeros((1, pdq.HASH_BYTES), np.uint8)
         found = _Found(self._listed.matcher)
         for pipeline in found.pipelines:
-            found.matcher.match(self._hashes(blank).values, pipeline)
+            found.matcher.match(blank, pipeline)
 
     def _digest(self, found: _Found, hash_type: str, digest: bytes) -> None:
         found.add_hash(hash_type, digest, 100)
@@ -158,37 +163,15 @@ class HashingScorer:
             found.add_match(match, "original")
         found.benign = found.benign or found.matcher.benign_digest(hash_type, digest)
 
-    def _pictures(self, frame: Frame) -> Iterator[tuple[str, Pixels]]:
-        """What is hashed of a frame, and how it is named in a match."""
-        parts = []
-        if frame.number:
-            parts.append(f"frame-{frame.number}")
-        if frame.view != "white":
-            parts.append(f"alpha-{frame.view}")
-        yield "/".join(parts), frame.pixels
-        if self._options.strip_borders:
-            inner = borders.strip(frame.pixels)
-            if inner is not None:
-                yield "/".join([*parts, "stripped"]), inner
-
-    def _picture(self, found: _Found, name: str, gray: Pixels) -> None:
-        before: Pixels | None = None
-        hashes: pdq.PdqVariants | None = None
-        for pipeline in found.pipelines:
-            prepared = prepare(gray, pipeline)
-            if hashes is None or prepared is not before:
-                # Pictures up to 512 pixels are the same in both pipelines.
-                before, hashes = prepared, self._hashes(prepared)
-            if not name.endswith("stripped"):
-                found.add_hash(_HASH_TYPES[pipeline], hashes.values[0].tobytes(), hashes.quality)
-            if hashes.quality < pdq.MIN_QUALITY:
-                continue
-            for match in found.matcher.match(hashes.values, pipeline):
-                variant = pdq.VARIANTS[match.query]
-                found.add_match(match, f"{variant}/{name}" if name else variant)
-
-    def _hashes(self, gray: Pixels) -> pdq.PdqVariants:
-        return pdq.hash_variants(gray) if self._options.variants else pdq.hash_original(gray)
+    def _match(self, found: _Found, hashed: Hashed) -> None:
+        if not hashed.picture.endswith(STRIPPED):
+            found.add_hash(hashed.hash_type, hashed.values[0].tobytes(), hashed.quality)
+        pipeline = _PIPELINES.get(hashed.hash_type)
+        if pipeline is None or hashed.quality < pdq.MIN_QUALITY:
+            return
+        for match in found.matcher.match(hashed.values, pipeline):
+            variant = pdq.VARIANTS[match.query]
+            found.add_match(match, f"{variant}/{hashed.picture}" if hashed.picture else variant)
 
 
 def load(settings: PerceptualHashingSettings) -> HashingScorer:
@@ -203,8 +186,16 @@ def load(settings: PerceptualHashingSettings) -> HashingScorer:
         topic=TopicNames(settings.kafka.topic_prefix).bank_entries,
     )
     listed.start()
-    options = Options(settings.variants, settings.strip_borders)
-    decoder = make_decoder(settings.decoding, settings.rpc_server.workers)
-    scorer = HashingScorer(listed, ContentStore(settings.content), options, decoder)
+    # Here too, where what is wrong with a plug-in can be told.
+    plug_ins = signal_types.load(settings.signal_types)
+    decoder = make_decoder(
+        settings.decoding,
+        settings.rpc_server.workers,
+        hashing.MEASURE,
+        variants=settings.variants,
+        strip_borders=settings.strip_borders,
+        signal_types=settings.signal_types,
+    )
+    scorer = HashingScorer(listed, ContentStore(settings.content), decoder, plug_ins)
     scorer.warm()
     return scorer

@@ -48,6 +48,8 @@ class PerceptualHashingSettings(RoomSettings):
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     # Match all eight turns and mirrorings of a picture, not only the picture as it is.
     variants: bool = True
+    # Perceptual hashes that plug-ins bring, by name; see signal_types. Each is computed of every picture.
+    signal_types: list[str] = Field(default_factory=list, max_length=8)
     # Match what lies inside a picture's uniform borders as well.
     strip_borders: bool = True
     content: ContentSettings = Field(default_factory=ContentSettings)

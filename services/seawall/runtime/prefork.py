@@ -34,7 +34,8 @@ from seawall.core.errors import Retryable
 _START_SECONDS: Final = 60.0
 #: Shared memory above this is given back after use (bytes).
 _KEPT_BYTES: Final = 8 * 1024 * 1024
-_MESSAGE_BYTES: Final = 4096
+#: The longest reply or order.
+_MESSAGE_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,9 @@ class Pool:
     """``count`` workers of one workload, each leased to one thread at a time. Safe for threads.
 
     Args:
-        workload: a module with ``prepare()``, called once in the helper, and ``serve(socket, memory, config, begin)``,
-            the worker's life: it returns when the socket is at its end, and calls ``begin()`` before each request.
-        config: JSON for ``serve``.
+        workload: a module with ``prepare(config)``, called once in the helper, and the worker's life, ``serve(socket,
+            memory, config, begin)``: it returns at the socket's end, and calls ``begin()`` before each request.
+        config: JSON for both.
         shared_bytes: shared memory for each worker; only what is used is ever taken.
 
     Raises Retryable("WORKERS_UNAVAILABLE") if the workers cannot be started.

@@ -27,7 +27,7 @@ def main(control: socket.socket, workload: Any, config: Any, limits: tuple[int, 
     # Ctrl-C and a pod's SIGTERM are for the service; it closes our sockets when it has drained.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    workload.prepare()
+    workload.prepare(config)
     # What is imported stays shared: the collector would write to every page of it.
     gc.collect()
     gc.freeze()

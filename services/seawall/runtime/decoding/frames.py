@@ -44,7 +44,8 @@ def iterate_frames(
     """Every frame in order, in each view that shows something else, one at a time in memory; identical repeats of the
     frame before are left out.
 
-    Arguments and errors as `decode_gray`; ``into``: memory that the first frame's pixels may be put in. Nothing is skipped: a file too long to be looked at whole is TOO_MANY_FRAMES.
+    Arguments and errors as `decode_gray`; ``into``: memory that the first frame's pixels may be put in. Nothing is
+    skipped: a file too long to be looked at whole is TOO_MANY_FRAMES.
     """
     info = inspect(data, declared, limits)
     with px.memory_slot(info, min_side):

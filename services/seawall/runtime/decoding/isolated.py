@@ -3,9 +3,10 @@ nothing but the one file."""
 
 from __future__ import annotations
 
+import importlib
 import threading
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -25,22 +26,31 @@ _CRASH_LOOP: Final = 5
 _WALL_FACTOR: Final = 4
 _log = get_logger(__name__)
 
+Item = TypeVar("Item")
 
-def make_decoder(settings: DecodingSettings, workers: int) -> Decoder:
+
+def make_decoder(settings: DecodingSettings, workers: int, measure: str = "", **options: Any) -> Decoder:
     """The decoder that the settings ask for, for so many threads.
+
+    Args:
+        measure: "module:function"; the function makes a `Measure` of a dict of ``options``, which are JSON.
 
     Raises Retryable("WORKERS_UNAVAILABLE").
     """
-    return IsolatedDecoder(settings, workers) if settings.isolated else InProcessDecoder(settings)
+    if settings.isolated:
+        return IsolatedDecoder(settings, workers, measure, **options)
+    module, _, name = measure.partition(":")
+    return InProcessDecoder(settings, getattr(importlib.import_module(module), name)(options) if measure else None)
 
 
 class IsolatedDecoder:
     """See `decoder.Decoder`. A thread that asks for frames holds one worker until the last of them."""
 
-    def __init__(self, settings: DecodingSettings, workers: int) -> None:
+    def __init__(self, settings: DecodingSettings, workers: int, measure: str = "", **options: Any) -> None:
+        """Arguments and errors as `make_decoder`."""
         self._max_bytes = settings.max_bytes
         limits = Limits(settings.memory_bytes, settings.cpu_seconds, settings.cpu_seconds * _WALL_FACTOR)
-        config = settings.model_dump(mode="json")
+        config = {"limits": settings.model_dump(mode="json"), "measure": measure, "options": options}
         shared = messages.shared_bytes(settings)
         self._pool = Pool("seawall.runtime.decoding.worker", config, workers, limits, shared)
         self._lock = threading.Lock()
@@ -56,18 +66,35 @@ class IsolatedDecoder:
         self, data: bytes, mode: Mode, min_side: int | None = None, declared: str = "", most: int | None = None
     ) -> Iterator[Frame]:
         """See `Decoder.frames`; in addition Unscannable: TOO_MUCH_MEMORY, TOO_SLOW, DECODER_DIED."""
+        begin = messages.frames_begin(len(data))
+
+        def take(message: bytes, worker: Worker) -> tuple[Frame, bool] | None:
+            found = messages.take_frame(message, np.frombuffer(worker.memory, np.uint8, offset=begin))
+            if found is not None:
+                worker.touched = max(worker.touched, begin + found[0].pixels.size)
+            return found
+
+        return self._exchange(messages.Request(mode, min_side, most, len(data), declared), data, take)
+
+    def measured(
+        self, data: bytes, mode: Mode, min_side: int | None = None, declared: str = "", argument: str = ""
+    ) -> Iterator[bytes]:
+        """See `Decoder.measured`; errors as `frames`."""
+        request = messages.Request(mode, min_side, None, len(data), declared, argument)
+        return self._exchange(request, data, lambda message, _: messages.take_measured(message))
+
+    def _exchange(
+        self, request: messages.Request, data: bytes, take: Callable[[bytes, Worker], tuple[Item, bool] | None]
+    ) -> Iterator[Item]:
         if len(data) > self._max_bytes:
             raise Unscannable(Reason.TOO_LARGE, f"the file has more than decoding.max_bytes ({self._max_bytes}) bytes")
-        request = messages.Request(mode, min_side, most, len(data), declared).encode()
         with self._pool.lease() as worker:
-            self._send(worker, request, data)
-            begin = messages.frames_begin(len(data))
-            memory = np.frombuffer(worker.memory, np.uint8, offset=begin)
+            self._send(worker, request.encode(), data)
             last = False
             while not last:
                 message = self._receive(worker)
                 try:
-                    found = messages.take_frame(message, memory)
+                    found = take(message, worker)
                 except messages.DecoderFailed:
                     # Whatever state it is in, the next file does not meet it.
                     self._replace(worker)
@@ -75,10 +102,9 @@ class IsolatedDecoder:
                 self._deaths = 0
                 if found is None:
                     return
-                frame, last = found
-                worker.touched = max(worker.touched, begin + frame.pixels.size)
+                item, last = found
                 try:
-                    yield frame
+                    yield item
                 except GeneratorExit:
                     if not last:
                         worker.send(messages.STOP)

@@ -20,14 +20,14 @@ from seawall.runtime.decoding.unscannable import Reason, Unscannable
 NEXT: Final = b"n"
 STOP: Final = b"s"
 
-_REQUEST: Final = struct.Struct("<BIIQ")
+_REQUEST: Final = struct.Struct("<BIIQ?")
 _FRAME: Final = struct.Struct("<cBBBIII")
 _MODES: Final[tuple[Mode, ...]] = ("gray", "rgb")
 _VIEWS: Final[tuple[View, ...]] = ("white", "black", "opaque")
 _REASONS: Final = frozenset(reason.value for reason in Reason)
 #: A media type longer than this names nothing.
 _MAX_DECLARED: Final = 255
-_FRAME_KIND, _REFUSED_KIND, _FAILED_KIND, _EMPTY_KIND = b"f", b"u", b"e", b"0"
+_FRAME_KIND, _MEASURED_KIND, _REFUSED_KIND, _FAILED_KIND, _EMPTY_KIND = b"f", b"m", b"u", b"e", b"0"
 
 
 class Request(NamedTuple):
@@ -39,16 +39,19 @@ class Request(NamedTuple):
     #: Bytes of the file.
     length: int
     declared: str
+    #: The argument of `Decoder.measured`; None: frames are wanted.
+    argument: str | None = None
 
     def encode(self) -> bytes:
-        numbers = (_MODES.index(self.mode), self.min_side or 0, self.most or 0, self.length)
-        return _REQUEST.pack(*numbers) + self.declared.encode(errors="replace")[:_MAX_DECLARED]
+        numbers = (_MODES.index(self.mode), self.min_side or 0, self.most or 0, self.length, self.argument is not None)
+        declared = self.declared[:_MAX_DECLARED].replace("\0", " ")
+        return _REQUEST.pack(*numbers) + f"{declared}\0{self.argument or ''}".encode(errors="replace")
 
     @classmethod
     def decode(cls, message: bytes) -> Request:
-        mode, min_side, most, length = _REQUEST.unpack_from(message)
-        declared = message[_REQUEST.size :].decode(errors="replace")
-        return cls(_MODES[mode], min_side or None, most or None, length, declared)
+        mode, min_side, most, length, measured = _REQUEST.unpack_from(message)
+        declared, _, argument = message[_REQUEST.size :].decode(errors="replace").partition("\0")
+        return cls(_MODES[mode], min_side or None, most or None, length, declared, argument if measured else None)
 
 
 class DecoderFailed(RuntimeError):
@@ -91,6 +94,11 @@ def empty() -> bytes:
     return _EMPTY_KIND
 
 
+def put_measured(measured: bytes, last: bool) -> bytes:
+    """What was measured of a frame."""
+    return _MEASURED_KIND + (b"1" if last else b"0") + measured
+
+
 def take_frame(message: bytes, memory: Pixels) -> tuple[Frame, bool] | None:
     """The frame that a worker's message names, a read-only view of ``memory``, and whether it is the last; None: no
     frame is left.
@@ -99,20 +107,34 @@ def take_frame(message: bytes, memory: Pixels) -> tuple[Frame, bool] | None:
         Unscannable: the worker says so.
         DecoderFailed: the worker says so, or its message is none.
     """
-    kind = message[:1]
-    if kind == _FRAME_KIND and len(message) == _FRAME.size:
+    if message[:1] == _FRAME_KIND and len(message) == _FRAME.size:
         _, last, view, channels, number, height, width = _FRAME.unpack(message)
         size = height * width * (channels or 1)
         if 0 < size <= memory.size and channels in (0, 3) and view < len(_VIEWS):
             pixels = memory[:size].reshape((height, width, 3) if channels else (height, width))
             pixels.flags.writeable = False
             return Frame(number, _VIEWS[view], pixels), bool(last)
-    elif kind == _REFUSED_KIND:
+    _take_none(message)
+    return None
+
+
+def take_measured(message: bytes) -> tuple[bytes, bool] | None:
+    """What was measured of a frame, and whether it is the last; otherwise as `take_frame`."""
+    if message[:1] == _MEASURED_KIND and len(message) >= 2:
+        return message[2:], message[1:2] == b"1"
+    _take_none(message)
+    return None
+
+
+def _take_none(message: bytes) -> None:
+    """A message that holds no frame: nothing more to come, or a fault, which is raised."""
+    kind = message[:1]
+    if kind == _REFUSED_KIND:
         reason, _, detail = message[1:].decode(errors="replace").partition("\0")
         if reason in _REASONS:
             raise Unscannable(Reason(reason), detail)
     elif kind == _EMPTY_KIND:
-        return None
+        return
     elif kind == _FAILED_KIND:
         raise DecoderFailed(message[1:].decode("ascii", errors="replace"))
     raise DecoderFailed("a reply that is none")

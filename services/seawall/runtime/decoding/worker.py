@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import mmap
 import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import AvifImagePlugin, Image
 
 from seawall.runtime.decoding import messages, pixels
-from seawall.runtime.decoding.decoder import in_process
+from seawall.runtime.decoding.decoder import MAX_MEASURED, Measure, in_process
 from seawall.runtime.decoding.frames import Frame
 from seawall.runtime.decoding.limits import DecodingSettings
 from seawall.runtime.decoding.unscannable import Reason, Unscannable
 
+Item = TypeVar("Item")
+
+#: What is measured of frames, if anything; made in the helper, so that what it loads is shared.
+_measure: Measure | None = None
 #: A file that all workers share, locked by the one that decodes a large picture; the system frees it with its holder.
 _slot = -1
 
 
-def prepare() -> None:
+def prepare(config: dict[str, Any]) -> None:
     """In the helper: import all that decoding would import on the way, while files may still be opened."""
-    global _slot
+    global _slot, _measure
+    if config["measure"]:
+        module, _, name = config["measure"].partition(":")
+        _measure = getattr(importlib.import_module(module), name)(config["options"])
     Image.init()
     # A thread of its own could outlast the request, and its stack counts against the memory.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -35,7 +43,7 @@ def prepare() -> None:
 
 def serve(connection: socket.socket, memory: mmap.mmap, config: dict[str, Any], begin: Callable[[], None]) -> None:
     """Decode one file after the other until the service closes the connection."""
-    limits = DecodingSettings.model_validate(config)
+    limits = DecodingSettings.model_validate(config["limits"])
     shared = np.frombuffer(memory, np.uint8)
     while message := _receive(connection):
         begin()
@@ -43,9 +51,14 @@ def serve(connection: socket.socket, memory: mmap.mmap, config: dict[str, Any], 
         data = memory[: request.length]
         space = shared[messages.frames_begin(request.length) :]
         wanted = request.mode, request.min_side, request.declared
-        frames = in_process(data, *wanted, request.most, limits, space)
+        # What is measured stays in the worker: only frames are decoded where the service will read them.
+        into = space if request.argument is None else None
+        frames = in_process(data, *wanted, request.most, limits, into)
         try:
-            _answer(connection, frames, space)
+            if request.argument is None:
+                _answer(connection, frames, lambda frame, last: messages.put_frame(frame, last, space))  # noqa: B023
+            else:
+                _answer(connection, _measured(frames, request.argument), messages.put_measured)
         except Unscannable as error:
             connection.send(messages.refused(error))
         except MemoryError:
@@ -57,26 +70,36 @@ def serve(connection: socket.socket, memory: mmap.mmap, config: dict[str, Any], 
             connection.send(messages.failed(error))
 
 
-def _answer(connection: socket.socket, frames: Iterator[Frame], shared: pixels.Pixels) -> None:
-    # One frame ahead, so that a still is one message: its frame is known to be the last.
-    frame = next(frames, None)
-    if frame is None:
+def _measured(frames: Iterator[Frame], argument: str) -> Iterator[bytes]:
+    if _measure is None:
+        raise ValueError("this decoder was made without a measure")
+    for frame in frames:
+        found = _measure(frame, argument)
+        if len(found) > MAX_MEASURED:
+            raise ValueError("a measure is too long")
+        yield found
+
+
+def _answer(connection: socket.socket, items: Iterator[Item], put: Callable[[Item, bool], bytes]) -> None:
+    # One ahead, so that a still is one message: its frame is known to be the last.
+    item = next(items, None)
+    if item is None:
         connection.send(messages.empty())
         return
-    while frame is not None:
+    while item is not None:
         fault: Exception | None = None
         following = None
         try:
-            following = next(frames, None)
+            following = next(items, None)
         except (Unscannable, MemoryError) as error:
             fault = error
         last = following is None and fault is None
-        connection.send(messages.put_frame(frame, last, shared))
+        connection.send(put(item, last))
         if last or _receive(connection) != messages.NEXT:
             return
         if fault is not None:
             raise fault
-        frame = following
+        item = following
 
 
 def _receive(connection: socket.socket) -> bytes:
