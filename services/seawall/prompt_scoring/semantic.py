@@ -13,9 +13,9 @@ from seawall.prompt_scoring.text_scorer import Reading, Unscannable
 from seawall.prompt_scoring.windows import Window
 from seawall.runtime.model_pack import ModelPack
 
-#: Where the encoder cannot read, terms decide: words between the two → score. Near each other is enough to block unless
-#: the context is benign, anything else is enough for a person to look.
-_BY_TERMS, _TERMS_APART = ((6, 0.7),), 0.4
+#: Where the encoder cannot read, terms decide: within so many words of each other they are enough to block unless the
+#: context is benign. Further apart, or from packs of two languages, they are enough for a person to look.
+_TERMS_WITHIN, _TERMS_NEAR, _TERMS_APART = 6, 0.6, 0.4
 
 
 class SemanticScorer:
@@ -66,7 +66,8 @@ class SemanticScorer:
     def _near(self, window: Window) -> float:
         if window.language in self._head.languages:
             return self._head.score(window)
-        return next((score for within, score in _BY_TERMS if window.distance <= within), _TERMS_APART)
+        near = window.language != "und" and window.distance <= _TERMS_WITHIN
+        return _TERMS_NEAR if near else _TERMS_APART
 
 
 def _outside(text: str) -> float:

@@ -37,6 +37,12 @@ def build(split: Split) -> list[Sample]:
     return list(found.values())
 
 
+def frozen() -> Mapping[str, str]:
+    """The committed digest of each split. The final one was frozen before the thresholds were set."""
+    found: Mapping[str, str] = _data("digests")
+    return found
+
+
 def _all(split: Split) -> Iterator[Sample]:
     english, carriers = _data("english"), _carriers(split)
     for template in english["positives"][split]:
