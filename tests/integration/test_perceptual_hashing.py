@@ -23,12 +23,16 @@ from seawall.core.errors import Fatal, Poison
 from seawall.perceptual_hashing import banks, pdq_reference, scorer, stage
 from seawall.perceptual_hashing.bank_card import Pipeline
 from seawall.perceptual_hashing.bank_entries import Entry
+from seawall.perceptual_hashing.bank_store import BankStore
 from seawall.perceptual_hashing.reduction import prepare
 from seawall.perceptual_hashing.settings import BankSettings, PerceptualHashingSettings
 from seawall.runtime.content import ContentStore
 from seawall.runtime.decoding import DecodingSettings
 from seawall.runtime.settings import ContentSettings
 from tests.support import images
+from tests.support.bank_entries import card as bank_card
+from tests.support.bank_entries import entry as bank_entry
+from tests.support.bank_entries import flipped, wait_for
 
 OK, UNSCANNABLE, ERROR = (
     signal_pb2.ITEM_STATUS_OK,
@@ -252,6 +256,32 @@ def test_a_picture_listed_a_thousand_times_gives_a_bounded_result(tmp_path: Path
     assert len(result.matches) == scorer.MAX_MATCHES
     # The nearest first, and always the same ones.
     assert list(result.matches) == list(room.score(original("coffee")).matches)
+
+
+def test_a_match_that_something_benign_explains_is_held_and_a_change_is_served_without_a_restart(
+    tmp_path: Path,
+) -> None:
+    room = Room(tmp_path)
+    data = original(UNLISTED)
+    (value,) = (one.value for one in banks.entries_of("x", data, "512") if one.hash_type == "pdq")
+    word = np.frombuffer(value, np.uint64)
+    store = BankStore(tmp_path / "store")
+    try:
+        store.apply([bank_card("known"), bank_entry("near", flipped(word, list(range(20))), bank="known")])
+        wait_for(lambda: bool(room.score(data).matches))
+        (match,) = room.score(data).matches
+        assert (match.bank, match.entry_id, match.distance, match.action) == ("known", "near", 20, "report")
+        store.apply([bank_card("benign", negative=True), bank_entry("b", word, bank="benign")])
+        wait_for(lambda: not room.score(data).matches)
+        result = room.score(data)
+        (held,) = result.held_matches
+        assert (held.entry_id, held.contested_by) == ("near", "benign/b")
+        assert held.disposition == signal_pb2.MATCH_DISPOSITION_SUPPRESSED
+        assert labels(result) == {"known_match": 0.0}
+        artefacts = {one.name: one.sha256 for one in room.scorer.artefacts()}
+        assert artefacts == {"demo": room.bank.digest, **store.digests()}
+    finally:
+        store.close()
 
 
 # ---- what cannot be read ---------------------------------------------------------------------------------------------
