@@ -109,7 +109,7 @@ def test_a_bank_that_nobody_described_is_refused(tmp_path: Path) -> None:
         CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
-def test_a_confirmed_decision_lists_its_media_once(tmp_path: Path) -> None:
+def test_a_confirmed_decision_lists_its_media_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = signal_pb2.ItemResult(item_id="output/0", status=signal_pb2.ITEM_STATUS_OK)
     item.hashes.add(hash_type="sha256", value=bytes(32), quality=100)
     item.hashes.add(hash_type="pdq_512", value=WORDS[0].tobytes(), quality=90)
@@ -128,3 +128,10 @@ def test_a_confirmed_decision_lists_its_media_once(tmp_path: Path) -> None:
         bank_import.confirmed(decision, own, item_ids=["output/9"])
     full = card(pipeline="full").bank
     assert [one.hash_type for one in bank_import.confirmed(decision, full)[0].entry.hashes] == ["sha256"]
+    # The command takes the newest decision that has hashes.
+    late = decision_pb2.Decision(decision_id="late", generation_id="g")
+    monkeypatch.setattr("seawall.cli.banks._decisions", lambda _: [decision, late])
+    listed = answer("confirm", "g", "--bank", "own")
+    assert (listed["entries"], listed["digest"]) == ([entry.entry_id], store.digests()["own"].hex())
+    with pytest.raises(Fatal, match="NOTHING_TO_LIST"):
+        CliRunner().invoke(app, ["banks", "confirm", "g", "--bank", "own", "--item", "x"], catch_exceptions=False)

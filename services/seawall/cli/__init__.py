@@ -4,7 +4,7 @@
     seawall submit | why                  one generation in; one decision explained
     seawall run ROOM                      one room in this process, as a container or the supervisor starts it
     seawall topics apply|check            the topics
-    seawall banks import|stat|verify|export|diff|disable|enable   lists of hashes
+    seawall banks import|stat|verify|export|diff|disable|enable|confirm   lists of hashes
     seawall banks pull|vote               hash exchanges: their lists, our opinion of them
     seawall models install demo           the demo's models
 

@@ -390,6 +390,19 @@ def banks_enable(
     command.set_state(bank, entry_id, enabled=True, reason=reason)
 
 
+@banks_app.command("confirm")
+def banks_confirm(
+    generation_id: Annotated[str, typer.Argument(metavar="ID", help="The generation that a person has confirmed.")],
+    bank: Annotated[str, typer.Option(help="The operator's own bank, in the store.")],
+    item: Annotated[list[str] | None, typer.Option("--item", help="One of its media; repeatable; none: all.")] = None,
+    json_output: Json = False,
+) -> None:
+    """List a confirmed decision's media in your own bank, by the hashes that its signals carry."""
+    from seawall.cli import banks as command
+
+    command.confirm(generation_id, bank, item or [], json_output=json_output)
+
+
 @banks_app.command("pull")
 def banks_pull(
     name: Annotated[

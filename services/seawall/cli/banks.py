@@ -1,15 +1,18 @@
-"""``seawall banks import|stat|verify|export|diff|disable|enable``."""
+"""``seawall banks import|stat|verify|export|diff|disable|enable|confirm``."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.text import Text
 
 from seawall.api.bank.v1 import bank_pb2
+from seawall.api.decision.v1 import decision_pb2
 from seawall.cli.terminal import console, print_json
 from seawall.core.errors import Fatal
 from seawall.perceptual_hashing import bank_changes, bank_entries, bank_import, bank_index, banks, live_banks
@@ -140,6 +143,43 @@ def set_state(bank: str, entry_id: str, *, enabled: bool, reason: str) -> None:
     state = bank_pb2.ENTRY_STATE_LISTED if enabled else bank_pb2.ENTRY_STATE_DISABLED
     live_banks.set_state(store, bank, entry_id, state, reason=reason)
     console().print(f"{bank}/{entry_id} {'matches' if enabled else 'matches nothing'} from now on")
+
+
+def confirm(generation_id: str, bank: str, item_ids: Sequence[str], *, json_output: bool) -> None:
+    """List a confirmed decision's media in the operator's own bank."""
+    store = _store()
+    card = store.card(bank)
+    if card is None:
+        raise Fatal("BANK_MISSING", f"bank {bank} is not in the store: import an empty list with --card to make it")
+    failed: Fatal | None = None
+    # The newest that has hashes; an amendment may rest on another stage alone.
+    for decision in reversed(_decisions(generation_id)):
+        try:
+            changes = bank_import.confirmed(decision, card, item_ids=item_ids)
+        except Fatal as error:
+            failed = failed or error
+            continue
+        store.apply(changes)
+        listed = [change.entry.entry_id for change in changes]
+        if json_output:
+            print_json({"bank": bank, "entries": listed, "digest": store.digests()[bank].hex()})
+        else:
+            console().print(f"{bank}: lists {', '.join(listed)}")
+        return
+    raise failed or Fatal("NOT_FOUND", f"no decision of {generation_id} is kept: `seawall why` says the same")
+
+
+def _decisions(generation_id: str) -> list[decision_pb2.Decision]:
+    """What was decided, the latest last."""
+    from seawall.cli import reach
+    from seawall.local import verdict
+    from seawall.local.explain import find
+    from seawall.runtime.kafka import KafkaBroker
+
+    settings = reach.local_settings()
+    topic = reach.topics_of(settings).decisions
+    found = asyncio.run(find(KafkaBroker(settings.kafka), topic, generation_id))
+    return list(verdict.distinct(one.decision for one in found))
 
 
 def _row(
