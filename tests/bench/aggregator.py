@@ -284,7 +284,7 @@ async def _recover(settings: KafkaSettings, folder: Path, bundle: Path) -> float
     try:
         began = time.monotonic()
         async with child(arguments, **environment), asyncio.timeout(90):
-            while not all((await reader.end_offsets(partitions)).values()):
+            while not all((await reader.end_offsets(partitions)).values()):  # noqa: ASYNC110  a look is all there is
                 await asyncio.sleep(0.05)
             return time.monotonic() - began
     finally:

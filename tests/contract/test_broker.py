@@ -373,6 +373,9 @@ async def test_end_offsets_and_seek(backend: Backend) -> None:
     await backend.write(*(output(topic, str(number).encode()) for number in range(5)))
     async with backend.running(backend.broker.reader([topic])) as reader:
         assert dict(await reader.end_offsets([full, empty])) == {full: 5, empty: 0}
+        # Offsets by log time: the first record of that time or later; none where there is none.
+        assert dict(await reader.offsets_at([full, empty], 0)) == {full: 0}
+        assert dict(await reader.offsets_at([full, empty], 1 << 50)) == {}
         await collect(reader, 5)
         reader.seek(full, 2)
         assert values(await collect(reader, 3)) == [b"2", b"3", b"4"]

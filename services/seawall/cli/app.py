@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from seawall.cli import run as room
+from seawall.cli.policy_app import policy_app
 from seawall.core.errors import Fatal
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ prompts_app = typer.Typer(no_args_is_help=True, help="Measure how prompts are sc
 app.add_typer(topics_app, name="topics")
 app.add_typer(banks_app, name="banks")
 app.add_typer(models_app, name="models")
+app.add_typer(policy_app, name="policy")
 app.add_typer(packs_app, name="packs")
 app.add_typer(prompts_app, name="prompts")
 
@@ -98,13 +100,25 @@ def submit(
 def why(
     generation_id: Annotated[str, typer.Argument(metavar="ID", help="The generation's id.")],
     json_output: Json = False,
+    replay: Annotated[
+        bool,
+        typer.Option("--replay", help="Make each decision again from its recorded digests, and compare bit for bit."),
+    ] = False,
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="BUNDLE", help="With --replay: a bundle that is not in the archive; repeatable."),
+    ] = None,
 ) -> None:
     """Explain a decision: rule, policy, every signal against its threshold, where the time went, every hop.
 
-    Reads decisions.v1 alone.
+    Reads decisions.v1 alone; with --replay the records of the generation and its signals as well, and the bundles from
+    the archive ($SEAWALL_HOME/policies, or SEAWALL_POLICY_ARCHIVE). Exit status 1 if a decision comes out otherwise.
     """
     from seawall.cli import why as command
 
+    if replay:
+        command.replay(generation_id, policy or [], json_output=json_output)
+        return
     command.why(generation_id, json_output=json_output)
 
 

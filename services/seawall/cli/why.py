@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -19,6 +23,9 @@ from seawall.core.errors import Fatal, Poison
 from seawall.local import verdict
 from seawall.local.explain import Found, explain, find
 from seawall.local.waterfall import HOPS, StageTime, total_nanos, waterfall
+
+if TYPE_CHECKING:
+    from seawall.aggregator.replay.decisions import Remade
 
 _BAR = 32
 _FALL = 56
@@ -63,6 +70,60 @@ def why(generation_id: str, *, json_output: bool) -> None:
         terminal.print_json(explain(generation_id, found))
     else:
         draw(terminal.console(), generation_id, found)
+
+
+def replay(generation_id: str, bundles: Sequence[Path], *, json_output: bool) -> None:
+    """Make every decision of the generation again from its records; exit status 1 unless all are the same."""
+    from seawall.aggregator.replay.decisions import remake
+    from seawall.aggregator.settings import AggregatorSettings
+    from seawall.cli import reach, terminal
+    from seawall.core.policy import Policy, Rollout
+    from seawall.core.policy.archive import Archive, find_bundle
+    from seawall.runtime.kafka import KafkaBroker
+    from seawall.runtime.settings import seawall_home
+
+    default = AggregatorSettings.model_fields["policy"].default
+    others: list[Policy] = [Policy(path) for path in bundles]
+    others += Rollout.load(default).policies
+    archive = Archive(Path(os.environ.get("SEAWALL_POLICY_ARCHIVE") or seawall_home() / "policies"))
+    settings = reach.local_settings()
+    broker = KafkaBroker(settings.kafka)
+
+    async def again() -> list[Remade]:
+        found = await find(broker, reach.topics_of(settings).decisions, generation_id)
+        distinct = {one.value: one for one in found}
+        return [await remake(broker, value, lambda digest: find_bundle(digest, archive, others)) for value in distinct]
+
+    remade = asyncio.run(again())
+    if not remade:
+        raise Fatal("NOT_FOUND", f"there is no decision of {generation_id}")
+    if json_output:
+        terminal.print_json(
+            {
+                "generation_id": generation_id,
+                "decisions": [
+                    {
+                        "decision_id": one.decision.decision_id,
+                        "bundle_digest": one.decision.bundle_digest,
+                        "same": one.same,
+                        "bytes": len(one.recorded),
+                    }
+                    for one in remade
+                ],
+            }
+        )
+    else:
+        for one in remade:
+            decision = one.decision
+            terminal.console().print(
+                Text.assemble(
+                    ("the same " if one.same else "DIFFERS ", "green" if one.same else "bold red"),
+                    f"{verdict.outcome_name(decision.outcome)} by {decision.rule_id}, {len(one.recorded)} bytes, ",
+                    f"{decision.policy_name} {decision.policy_version} ",
+                    (f"sha256:{decision.bundle_digest}", "dim"),
+                )
+            )
+    sys.exit(0 if all(one.same for one in remade) else 1)
 
 
 def draw(console: Console, generation_id: str, found: Sequence[Found]) -> None:
@@ -112,6 +173,11 @@ def _decision(decision: decision_pb2.Decision, records: Sequence[Found]) -> Rend
         parts.append(Text(f"also held: {held}"))
     if decision.rule_errors:
         parts.append(Text(f"rules that could not be evaluated: {', '.join(decision.rule_errors)}", "red"))
+    if decision.shadow_hits:
+        parts.append(Text(f"rules in shadow held: {', '.join(hit.rule_id for hit in decision.shadow_hits)}", "dim"))
+    for shadow in decision.shadows:
+        said = f"{verdict.outcome_name(shadow.outcome)} by {shadow.rule_id}"
+        parts.append(Text(f"in shadow, {shadow.policy_name} {shadow.policy_version} says {said}", "dim"))
     if decision.missing_stages:
         parts.append(Text(f"no signal from: {', '.join(decision.missing_stages)}", "red"))
     if decision.nexus:

@@ -30,6 +30,8 @@ class Found(NamedTuple):
     topic: str
     partition: int
     offset: int
+    #: The record's value, byte for byte.
+    value: bytes = b""
 
 
 async def find(broker: Broker, topic: str, generation_id: str) -> list[Found]:
@@ -55,7 +57,8 @@ async def _scan(reader: Consumer, key: bytes) -> list[Found]:
         for partition, records in batches.items():
             for record in records:
                 if record.key == key:
-                    found.append(Found(_decode(record.value, partition, record.offset), *partition, record.offset))
+                    decision = _decode(record.value, partition, record.offset)
+                    found.append(Found(decision, *partition, record.offset, record.value or b""))
             if records and records[-1].offset + 1 >= ends.get(partition, 0):
                 ends.pop(partition, None)
     return sorted(found, key=lambda one: (one.decision.attempt, one.decision.decided_unix_nano, one.offset))

@@ -121,6 +121,11 @@ class Consumer(Protocol):
         """The offset the next record of each partition will get."""
         ...
 
+    async def offsets_at(self, partitions: Collection[TopicPartition], unix_ms: int) -> Mapping[TopicPartition, int]:
+        """The offset of each partition's first record of that log time or later; partitions without one are left
+        out."""
+        ...
+
 
 class Producer(Protocol):
     """Idempotent, acks=all."""

@@ -221,6 +221,17 @@ class InMemoryConsumer:
         self._broker.require_available("read end offsets")
         return {TopicPartition(*partition): self._broker.end_offset(partition) for partition in partitions}
 
+    async def offsets_at(self, partitions: Collection[TopicPartition], unix_ms: int) -> Mapping[TopicPartition, int]:
+        self._broker.require_available("look up offsets by time")
+        found = {}
+        for partition in partitions:
+            at = TopicPartition(*partition)
+            records = self._broker.records(at.topic)
+            later = (one.offset for one in records if one.partition == at.partition and one.timestamp >= unix_ms)
+            if (offset := min(later, default=None)) is not None:
+                found[at] = offset
+        return found
+
     async def revoked(self) -> None:
         """Called by the group: give up everything."""
         self._rebalancing = True

@@ -58,7 +58,7 @@ class Archive:
         return policy
 
 
-def find(digest: str, archive: Archive, others: Iterable[Policy]) -> Policy:
+def find_bundle(digest: str, archive: Archive, others: Iterable[Policy]) -> Policy:
     """The bundle with this digest, from the archive or among others.
 
     Raises:

@@ -153,9 +153,20 @@ class Policy:
         named = generation.required_stages
         return stages.union(named) if named else stages
 
+    def same_stages(self, other: Policy) -> bool:
+        """Whether both wait for the same stages, whatever a generation is."""
+        return self._stages == other._stages
+
     def budget_nanos(self, generation: generation_pb2.Generation) -> int:
         """How long a generation may wait for its signals, nanoseconds, where it sets no deadline of its own."""
         return self._budgets[generation.modality]
+
+    def describe(self) -> list[tuple[str, frozenset[str], frozenset[str], float]]:
+        """Modality, stages of a prompt, stages of media, budget in seconds."""
+        return [
+            (name, self._stages[number][1], self._stages[number][2], self._budgets[number] / _NANOS)
+            for name, number in _MODALITIES.items()
+        ]
 
     # ---- judging -----------------------------------------------------------------------------------------------
 

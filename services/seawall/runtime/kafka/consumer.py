@@ -250,6 +250,16 @@ class KafkaConsumer:
             raise meaning(error, "read end offsets") from error
         return {TopicPartition(*partition): offset for partition, offset in ends.items()}
 
+    async def offsets_at(self, partitions: Collection[TopicPartition], unix_ms: int) -> Mapping[TopicPartition, int]:
+        wanted = {KafkaTopicPartition(*partition): unix_ms for partition in partitions}
+        if not wanted:
+            return {}
+        try:
+            found = await self._call(lambda client: client.offsets_for_times(wanted))
+        except BROKER_ERRORS as error:
+            raise meaning(error, "look up offsets by time") from error
+        return {TopicPartition(*partition): at.offset for partition, at in found.items() if at is not None}
+
     async def _call(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
         """A call with a deadline: aiokafka's own retries have none while the broker is away."""
         async with asyncio.timeout(self._timeout):
