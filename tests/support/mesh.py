@@ -67,6 +67,11 @@ _QUICK = {
 }
 
 
+def policy_text(*, budget: float, max_attempts: int, version: int) -> str:
+    """The policy of the test stages, which blocks what they score at 0.9 or above."""
+    return _POLICY.format(budget=budget, max_attempts=max_attempts, version=version)
+
+
 class Room:
     """One room's process, restarted by the real supervisor when it dies."""
 
@@ -154,7 +159,7 @@ class Lane:
     def policy(self, *, budget: float = 120.0, max_attempts: int = 3, version: int = 1) -> Path:
         """Write the lane's policy; rooms that start afterwards read it. The default budget is never spent."""
         path = self.home / "policy.yaml"
-        path.write_text(_POLICY.format(budget=budget, max_attempts=max_attempts, version=version), "utf-8")
+        path.write_text(policy_text(budget=budget, max_attempts=max_attempts, version=version), "utf-8")
         return path
 
     # ---- rooms -------------------------------------------------------------------------------------------------------

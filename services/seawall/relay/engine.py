@@ -290,9 +290,10 @@ class Engine:
         size = self._settings.batch_size
         while self._pending and self._rpcs < self._settings.max_rpcs and self._fatal is None:
             if self._rpcs and len(self._pending) < size:
-                waited = (self._clock.now_nanos() - self._pending[0].received) / _NANOS
+                # A clock that is set back meanwhile must not make it look again and again, without a pause.
+                waited = max((self._clock.now_nanos() - self._pending[0].received) / _NANOS, 0.0)
                 if waited < self._settings.linger_seconds:
-                    delay = self._settings.linger_seconds - max(waited, 0.0)
+                    delay = self._settings.linger_seconds - waited
                     self._linger = asyncio.get_running_loop().call_later(delay, self._dispatch)
                     return
             batch = [self._pending.popleft() for _ in range(min(size, len(self._pending)))]

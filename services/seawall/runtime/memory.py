@@ -54,7 +54,8 @@ class InMemoryBroker:
         self._clock = clock or SystemClock()
         self._topics: dict[str, _Topic] = {}
         self._groups: dict[str, Group] = {}
-        self._waiters: set[asyncio.Future[None]] = set()
+        #: In the order they came, so that a simulation wakes them in the same order each time.
+        self._waiters: dict[asyncio.Future[None], None] = {}
         self._unavailable = False
         self._failures: list[bool] = []
 
@@ -77,6 +78,10 @@ class InMemoryBroker:
     async def expire_sessions(self, group: str) -> None:
         """End the session of every member that crashed, or was stopped with a static membership; then rebalance."""
         await self._group(group).expire()
+
+    async def end_session(self, group: str, member: InMemoryConsumer) -> None:
+        """End the session of a member that lives, but was stopped or cut off. It learns of it by its next request."""
+        await self._group(group).evict(member)
 
     # What clients are made of.
 
@@ -120,6 +125,10 @@ class InMemoryBroker:
 
     def end_offset(self, partition: TopicPartition) -> int:
         return len(self._topic(partition.topic).log[partition.partition])
+
+    def committed_offset(self, group: str, partition: TopicPartition) -> int | None:
+        """What a group has committed, as an administrator sees it."""
+        return self._group(group).committed.get(partition)
 
     def partition_count(self, topic: str) -> int:
         return len(self._topic(topic).log)
@@ -179,7 +188,7 @@ class InMemoryBroker:
     # Waking those that wait for something to change.
 
     def wake(self) -> None:
-        waiters, self._waiters = self._waiters, set()
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -187,11 +196,11 @@ class InMemoryBroker:
     async def changed(self) -> None:
         """Wait for a write, a fault switched, a rebalance or a resume."""
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         try:
             await waiter
         finally:
-            self._waiters.discard(waiter)
+            self._waiters.pop(waiter, None)
 
 
 def _size(output: Output) -> int:

@@ -56,6 +56,13 @@ class Group:
             if len(alive) != len(self._members):
                 await self._rebalance(alive)
 
+    async def evict(self, member: InMemoryConsumer) -> None:
+        """Go on without a member; it learns of it by its next request."""
+        async with self._changing:
+            if self.has(member):
+                del self._members[member.member_id]
+                await self._rebalance(dict(self._members))
+
     async def _rebalance(self, members: dict[str, InMemoryConsumer]) -> None:
         for member in self._members.values():
             await member.revoked()
