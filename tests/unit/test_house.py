@@ -45,7 +45,13 @@ ROOMS: dict[str, tuple[tuple[str, ...], set[str]]] = {
 }
 #: Packages that stand inside an extra's own and belong to another extra, which imports them in its turn.
 OTHERS = {
-    "": ["seawall.runtime.decoding", "seawall.cli.demo", "seawall.cli.banks_pull", "seawall.cli.prompts"],
+    "": [
+        "seawall.runtime.decoding",
+        "seawall.cli.demo",
+        "seawall.cli.banks",
+        "seawall.cli.banks_pull",
+        "seawall.cli.prompts",
+    ],
     "prompt_scoring": ["seawall.prompt_scoring.evaluation"],
     "perceptual_hashing": ["seawall.perceptual_hashing.exchanges"],
     "local": ["seawall.local.models"],
