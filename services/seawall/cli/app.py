@@ -24,7 +24,9 @@ models_app = typer.Typer(no_args_is_help=True, help="Prove, install, list, measu
 packs_app = typer.Typer(no_args_is_help=True, help="Check, test, list and sign term packs. No pattern is ever printed.")
 banks_app = typer.Typer(no_args_is_help=True, help="Lists of hashes: fill, look at, pull and vote.")
 prompts_app = typer.Typer(no_args_is_help=True, help="Measure how prompts are scored and judged, and calibrate it.")
+ledger_app = typer.Typer(no_args_is_help=True, help="The searchable record of decisions: make, look at, fill again.")
 app.add_typer(topics_app, name="topics")
+app.add_typer(ledger_app, name="ledger")
 app.add_typer(banks_app, name="banks")
 app.add_typer(models_app, name="models")
 app.add_typer(policy_app, name="policy")
@@ -511,3 +513,66 @@ def prompts_export(
     from seawall.cli import prompts as command
 
     command.export(split=split, out=out)
+
+
+@ledger_app.command("migrate")
+def ledger_migrate() -> None:
+    """Bring the ledger's tables to this version. A file is brought there by the room itself."""
+    _ledger().migrate()
+
+
+@ledger_app.command("rebuild")
+def ledger_rebuild(yes: Annotated[bool, typer.Option("--yes", help="Delete every row.")] = False) -> None:
+    """Empty the ledger, to be filled again from the topics."""
+    _ledger().rebuild(yes=yes)
+
+
+@ledger_app.command("stat")
+def ledger_stat(json_output: Json = False) -> None:
+    """How far the ledger has come, and what it could not read."""
+    _ledger().stat(json_output=json_output)
+
+
+@app.command()
+def find(
+    tenant: Annotated[str | None, typer.Option(help="Of this tenant alone.")] = None,
+    actor: Annotated[str | None, typer.Option(help="An actor's pseudonymous id.")] = None,
+    outcome: Annotated[str | None, typer.Option(help="ALLOW, HOLD, REVIEW, BLOCK or BLOCK_AND_REPORT.")] = None,
+    rule: Annotated[str | None, typer.Option(help="The rule that decided.")] = None,
+    trace: Annotated[str | None, typer.Option(help="A W3C trace id, 32 hex digits.")] = None,
+    content: Annotated[str | None, typer.Option(metavar="SHA256", help="About a media item with these bytes.")] = None,
+    artefact: Annotated[
+        str | None, typer.Option(metavar="NAME[@VERSION]", help="Rested on this model, bank or term pack.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="ISO 8601, or back from now: 15m, 2h, 3d.")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="As --since; the instant itself is outside.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+    json_output: Json = False,
+) -> None:
+    """Search decisions in the ledger, newest first. `seawall why` explains one."""
+    _ledger().find(
+        tenant=tenant,
+        actor=actor,
+        outcome=outcome,
+        rule=rule,
+        trace=trace,
+        content=content,
+        artefact=artefact,
+        since=since,
+        until=until,
+        limit=limit,
+        json_output=json_output,
+    )
+
+
+def _ledger() -> ModuleType:
+    try:
+        return import_module("seawall.cli.ledger")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("seawall"):
+            raise
+        raise Fatal(
+            "EXTRA_MISSING", f"the ledger needs the package {error.name}: pip install 'seawall[ledger]'"
+        ) from error

@@ -1,0 +1,1 @@
+"""The ledger: decisions and dead letters as rows, to be searched. No content; the topics can fill it again."""

@@ -1,0 +1,153 @@
+"""Questions to the ledger. Every one is answered by an index, and bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Engine, RowMapping, Select, and_, func, or_, select, tuple_
+
+from seawall.ledger.database import retryable
+from seawall.ledger.tables import artefact_sets, contents, dead_letters, decisions, positions, unreadable
+
+#: Rows of one page, at most.
+MAX_PAGE: Final = 500
+#: Artefact sets that a search by model or list looks into; each change of a list makes one.
+_MAX_SETS: Final = 200
+
+
+class Cursor(NamedTuple):
+    """Where the next page begins: behind this decision."""
+
+    decided_unix_nano: int
+    decision_id: str
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which decisions; what is None does not matter. ``tenant_id`` is not a wish but a wall: see `find`."""
+
+    tenant_id: str | None = None
+    generation_id: str | None = None
+    actor_id: str | None = None
+    outcome: int | None = None
+    rule_id: str | None = None
+    trace_id: str | None = None
+    #: SHA-256 of a media item's bytes, lower-case hex.
+    content: str | None = None
+    #: Name of a model, bank or term pack, and its version.
+    artefact: str | None = None
+    artefact_version: str | None = None
+    #: Decided at or after, and before; Unix nanoseconds.
+    since: int | None = None
+    until: int | None = None
+
+
+def find(
+    db: Engine, wanted: Filter, *, limit: int = 50, after: Cursor | None = None
+) -> tuple[Sequence[RowMapping], Cursor | None]:
+    """Decisions, newest first, and the cursor of the next page if there may be one.
+
+    A decision of another tenant than the filter's is not found, exactly as one that does not exist.
+
+    Raises Retryable and Fatal as `database.retryable`.
+    """
+    limit = min(max(limit, 1), MAX_PAGE)
+    query = _query(wanted, after).limit(limit)
+    with retryable("search"), db.connect() as connection:
+        if wanted.artefact is None:
+            found = connection.execute(query).mappings().all()
+        else:
+            # One index range a set, merged: over all at once a database would sort everything a model was ever part of.
+            sets = connection.execute(_sets(wanted)).scalars().all()
+            each = (connection.execute(query.where(decisions.c.artefact_set == one)).mappings() for one in sets)
+            found = sorted(chain.from_iterable(each), key=_newest, reverse=True)[:limit]
+    last = found[-1] if len(found) == limit else None
+    return found, _newest(last) if last else None
+
+
+def _query(wanted: Filter, after: Cursor | None) -> Select[Any]:
+    columns = decisions.c
+    query = select(decisions).where(*_conditions(wanted))
+    if after is not None:
+        same_time = and_(columns.decided_unix_nano == after.decided_unix_nano, columns.decision_id < after.decision_id)
+        query = query.where(or_(columns.decided_unix_nano < after.decided_unix_nano, same_time))
+    return query.order_by(columns.decided_unix_nano.desc(), columns.decision_id.desc())
+
+
+def _sets(wanted: Filter) -> Select[Any]:
+    sets = select(artefact_sets.c.artefact_set).where(artefact_sets.c.name == wanted.artefact)
+    if wanted.artefact_version is not None:
+        sets = sets.where(artefact_sets.c.version == wanted.artefact_version)
+    return sets.distinct().limit(_MAX_SETS)
+
+
+def _newest(row: RowMapping) -> Cursor:
+    return Cursor(row["decided_unix_nano"], row["decision_id"])
+
+
+def _conditions(wanted: Filter) -> list[Any]:
+    columns = decisions.c
+    equal = {
+        columns.tenant_id: wanted.tenant_id,
+        columns.generation_id: wanted.generation_id,
+        columns.actor_id: wanted.actor_id,
+        columns.outcome: wanted.outcome,
+        columns.rule_id: wanted.rule_id,
+        columns.trace_id: wanted.trace_id,
+    }
+    conditions: list[Any] = [column == value for column, value in equal.items() if value is not None]
+    if wanted.since is not None:
+        conditions.append(columns.decided_unix_nano >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(columns.decided_unix_nano < wanted.until)
+    if wanted.content is not None:
+        about = select(contents.c.day, contents.c.decision_id).where(contents.c.sha256 == wanted.content)
+        conditions.append(tuple_(columns.day, columns.decision_id).in_(about))
+    return conditions
+
+
+def outcomes(db: Engine, since: int, tenant_id: str | None = None) -> Mapping[int, int]:
+    """How many decisions of each outcome since an instant (Unix nanoseconds)."""
+    query: Select[Any] = (
+        select(decisions.c.outcome, func.count())
+        .where(decisions.c.decided_unix_nano >= since)
+        .group_by(decisions.c.outcome)
+    )
+    if tenant_id is not None:
+        query = query.where(decisions.c.tenant_id == tenant_id)
+    with retryable("count"), db.connect() as connection:
+        return {outcome: count for outcome, count in connection.execute(query)}
+
+
+def find_dead_letters(
+    db: Engine, *, room: str | None = None, reason: str | None = None, limit: int = 50
+) -> Sequence[RowMapping]:
+    """Dead letters, newest first."""
+    query = select(dead_letters).order_by(dead_letters.c.create_unix_nano.desc())
+    if room is not None:
+        query = query.where(dead_letters.c.room == room)
+    if reason is not None:
+        query = query.where(dead_letters.c.reason == reason)
+    with retryable("search"), db.connect() as connection:
+        return connection.execute(query.limit(min(max(limit, 1), MAX_PAGE))).mappings().all()
+
+
+class State(NamedTuple):
+    """How complete the ledger is."""
+
+    #: By "topic/partition": next offset, log time of the last record (Unix nanoseconds), records missed.
+    positions: Mapping[str, tuple[int, int, int]]
+    unreadable: int
+
+
+def state(db: Engine) -> State:
+    """How far the topics were read, and what could not be."""
+    with retryable("read its state"), db.connect() as connection:
+        rows = connection.execute(select(positions)).mappings().all()
+        broken = connection.execute(select(func.count()).select_from(unreadable)).scalar_one()
+    return State(
+        {f"{r['topic']}/{r['partition']}": (r["next_offset"], r["log_unix_nano"], r["missed"]) for r in rows}, broken
+    )

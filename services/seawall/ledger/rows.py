@@ -1,0 +1,213 @@
+"""From records to rows: pure, and free of content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from seawall.api.dead_letter.v1 import dead_letter_pb2
+from seawall.api.decision.v1 import decision_pb2
+from seawall.api.signal.v1 import signal_pb2
+from seawall.core.errors import Poison
+from seawall.runtime.broker import Record
+from seawall.runtime.telemetry import TraceContext
+
+_NANOS: Final = 1_000_000_000
+#: The worst status of a signal's items is the signal's; later in this order is worse.
+_WORSE: Final = {
+    signal_pb2.ITEM_STATUS_SKIPPED: 0,
+    signal_pb2.ITEM_STATUS_OK: 1,
+    signal_pb2.ITEM_STATUS_UNSCANNABLE: 2,
+    signal_pb2.ITEM_STATUS_ERROR: 3,
+}
+_STATUS: Final = {number: name.removeprefix("ITEM_STATUS_") for name, number in signal_pb2.ItemStatus.items()}
+#: Instants from the year 2000 to 2200, nanoseconds: outside, a record's time is no time.
+_FIRST, _LAST = 946_684_800 * _NANOS, 7_258_118_400 * _NANOS
+_MAX_TEXT: Final = 2_000
+#: Matches of one signal that a summary names; the decision itself has them all.
+_MOST_MATCHES: Final = 16
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Rows:
+    """Rows of one batch, by table."""
+
+    decisions: list[Row] = field(default_factory=list)
+    contents: list[Row] = field(default_factory=list)
+    #: By artefact_set.
+    artefact_sets: dict[str, list[Row]] = field(default_factory=dict)
+    dead_letters: list[Row] = field(default_factory=list)
+    unreadable: list[Row] = field(default_factory=list)
+
+    @property
+    def days(self) -> set[date]:
+        """The days that the partitioned tables need."""
+        return {row["day"] for row in self.decisions}
+
+    def add_decision(self, record: Record) -> None:
+        """The rows of one record of decisions.v1; of one that cannot be read, where it stands."""
+        try:
+            decision = decision_pb2.Decision.FromString(record.value or b"")
+            if len(decision.decision_id) != 32 or not decision.generation_id:
+                raise Poison("INCOMPLETE", "decision_id or generation_id is missing")
+            if not _FIRST <= decision.decided_unix_nano < _LAST:
+                raise Poison("BAD_TIME", "decided_unix_nano is no instant of this century or the next")
+        except DecodeError:
+            self._unreadable(record, "UNDECODABLE")
+        except Poison as error:
+            self._unreadable(record, error.reason)
+        else:
+            self._decision(decision, record)
+
+    def add_dead_letter(self, record: Record) -> None:
+        """The row of one record of dead_letters.v1."""
+        try:
+            letter = dead_letter_pb2.DeadLetter.FromString(record.value or b"")
+            if len(letter.dead_letter_id) != 32:
+                raise Poison("INCOMPLETE", "dead_letter_id is missing")
+        except DecodeError:
+            self._unreadable(record, "UNDECODABLE")
+            return
+        except Poison as error:
+            self._unreadable(record, error.reason)
+            return
+        self.dead_letters.append(
+            {
+                "dead_letter_id": _text(letter.dead_letter_id, 32),
+                "room": _text(letter.room, 160),
+                "reason": _text(letter.reason, 160),
+                "detail": _text(letter.detail),
+                "error_class": letter.error_class,
+                "source_topic": _text(letter.source.topic),
+                "source_partition": letter.source.partition,
+                "source_offset": letter.source.offset,
+                "partition": record.partition,
+                "offset": record.offset,
+                "create_unix_nano": min(letter.create_unix_nano, _LAST),
+                "original_size_bytes": letter.original_size_bytes,
+            }
+        )
+
+    def _decision(self, decision: decision_pb2.Decision, record: Record) -> None:
+        day = datetime.fromtimestamp(decision.decided_unix_nano // _NANOS, UTC).date()
+        trace = TraceContext.parse(decision.traceparent)
+        model = decision.model
+        self.decisions.append(
+            {
+                "day": day,
+                "decision_id": _text(decision.decision_id, 32),
+                "generation_id": _text(decision.generation_id, 160),
+                "attempt": decision.attempt,
+                "kind": decision.kind,
+                "outcome": decision.outcome,
+                "rule_id": _text(decision.rule_id),
+                "reason_code": _text(decision.reason_code),
+                "severity": decision.severity,
+                "policy_name": _text(decision.policy_name),
+                "policy_digest": _text(decision.policy_digest, 64),
+                "tenant_id": _text(decision.tenant_id, 160),
+                "actor_id": _text(decision.actor_id, 160),
+                "model": _text(f"{model.name}@{model.version}") if model.name else "",
+                "modality": decision.modality,
+                "generated_unix_nano": min(decision.generation_log_unix_nano, _LAST),
+                "decided_unix_nano": decision.decided_unix_nano,
+                "trace_id": trace.trace_id if trace else None,
+                "generation_partition": decision.generation_record.partition,
+                "generation_offset": decision.generation_record.offset,
+                "partition": record.partition,
+                "offset": record.offset,
+                "rescanned": decision.rescanned,
+                "artefact_set": self._artefact_set(joined.signal for joined in decision.signals),
+                "summary": _summary(decision),
+            }
+        )
+        for joined in decision.signals:
+            for item in joined.signal.items:
+                for found in item.hashes:
+                    if found.hash_type == "sha256":
+                        self.contents.append(
+                            {
+                                "day": day,
+                                "sha256": found.value.hex()[:64],
+                                "decision_id": decision.decision_id,
+                                "item_id": _text(item.item_id, 64),
+                            }
+                        )
+
+    def _artefact_set(self, signals: Iterable[signal_pb2.Signal]) -> str:
+        """The digest of everything the signals rest on; its rows are noted."""
+        used = {(a.kind, a.name, a.sha256, a.version) for signal in signals for a in signal.artefacts}
+        digest = hashlib.sha256()
+        ordered = sorted(used)
+        for kind, name, sha256, version in ordered:
+            digest.update(f"{kind}\x1f{name}\x1f{sha256.hex()}\x1f{version}\x1e".encode())
+        key = digest.hexdigest()[:32]
+        if key not in self.artefact_sets:
+            self.artefact_sets[key] = [
+                {
+                    "artefact_set": key,
+                    "kind": kind,
+                    "name": _text(name, 160),
+                    "sha256": sha256.hex()[:64],
+                    "version": _text(version),
+                }
+                for kind, name, sha256, version in ordered
+            ]
+        return key
+
+    def _unreadable(self, record: Record, reason: str) -> None:
+        self.unreadable.append(
+            {"topic": record.topic, "partition": record.partition, "offset": record.offset, "reason": reason}
+        )
+
+
+def _summary(decision: decision_pb2.Decision) -> Row:
+    return {
+        "missing": list(decision.missing_stages),
+        "rules": [hit.rule_id for hit in decision.rule_hits],
+        "comparisons": [
+            [one.label, round(one.score, 4) if one.HasField("score") else None, one.value, one.reached]
+            for one in decision.comparisons
+        ],
+        "signals": {joined.signal.stage: _signal(joined.signal) for joined in decision.signals},
+    }
+
+
+def _signal(signal: signal_pb2.Signal) -> Row:
+    worst = max((item.status for item in signal.items), key=lambda status: _WORSE.get(status, 4), default=0)
+    scores: dict[str, float] = {}
+    for item in signal.items:
+        for label in item.labels:
+            # Most labels of most items are 0, and say nothing by being named.
+            if label.score > scores.get(label.label, 0.0):
+                scores[label.label] = round(label.score, 4)
+    matches = [
+        [match.bank, match.entry_id, match.hash_type, match.distance, match.variant]
+        for item in signal.items
+        for match in item.matches
+    ]
+    timings = signal.timings
+    return {
+        "status": _STATUS.get(signal_pb2.ItemStatus.ValueType(worst), "UNKNOWN"),
+        "reasons": sorted({item.reason for item in signal.items if item.reason}),
+        "items": len(signal.items),
+        "scores": scores,
+        "matches": matches[:_MOST_MATCHES],
+        "relay": signal.relay_instance,
+        "service": signal.service_instance,
+        "rpc_attempts": signal.rpc_attempts,
+        "received_unix_nano": timings.received_unix_nano,
+        "produced_unix_nano": timings.produced_unix_nano,
+    }
+
+
+def _text(value: str, most: int = _MAX_TEXT) -> str:
+    """As a column takes it: PostgreSQL has no NUL, and a length is a bound."""
+    return value.replace("\x00", "\N{REPLACEMENT CHARACTER}")[:most]

@@ -1,0 +1,103 @@
+"""The ledger: decisions per second into SQLite and PostgreSQL, and how long a search takes in a large ledger.
+
+The ceiling is the same rows in the same statements, made beforehand: no parsing, no positions.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from pydantic import SecretStr
+from sqlalchemy import Engine as Database
+
+from seawall.ledger import database, queries
+from seawall.ledger.queries import Filter
+from seawall.ledger.rows import Rows
+from seawall.ledger.settings import DatabaseSettings
+from seawall.ledger.writer import Position, Writer
+from seawall.runtime.broker import Record, TopicPartition
+from tests.bench.harness import Report, say
+from tests.support import postgresql
+from tests.support.ledger_rows import BEGIN, BLOCK, NANOS, decision, record
+from tests.support.records import DECISIONS
+
+#: Decisions that are written for the rate, and how many of one transaction.
+DECISIONS_WRITTEN = int(os.environ.get("SEAWALL_BENCH_LEDGER_DECISIONS", "40000"))
+BATCH = 1_000
+SEARCHES = 40
+PARTITION = TopicPartition(DECISIONS, 0)
+
+
+async def run(report: Report) -> None:
+    """SQLite, then PostgreSQL from a wheel, both on this machine's disk."""
+    say(f"making {DECISIONS_WRITTEN:,} decisions")
+    records = [_record(number) for number in range(DECISIONS_WRITTEN)]
+    with tempfile.TemporaryDirectory(prefix="seawall-bench-") as folder:
+        _measure(report, "sqlite", f"sqlite:///{folder}/ledger.db", records, 5_000)
+        with postgresql.server(Path(folder) / "pg") as address:
+            _measure(report, "postgresql", postgresql.fresh(address), records, 3_000)
+
+
+def _record(number: int) -> Record:
+    made = decision(number, seconds=number / 20, **({"outcome": BLOCK} if number % 50 == 0 else {}))  # type: ignore[arg-type]
+    made.actor_id = f"actor-{number % 5_000}"
+    return record(number, made.SerializeToString())
+
+
+def _measure(report: Report, name: str, address: str, records: list[Record], target: int) -> None:
+    db = database.connect(DatabaseSettings(url=SecretStr(address), timeout_seconds=60))
+    database.migrate(db)
+    say(f"writing to {name}")
+    # Made beforehand, and of other days: the database's share of the work alone.
+    bare = [_rows(records[start : start + BATCH]) for start in range(0, len(records), BATCH)]
+    began = time.perf_counter()
+    for rows in bare:
+        Writer(db).write(rows, {})
+    ceiling = len(records) / (time.perf_counter() - began)
+    database.empty(db)
+    writer = Writer(db)
+    began = time.perf_counter()
+    for start in range(0, len(records), BATCH):
+        batch = records[start : start + BATCH]
+        writer.write(_rows(batch), {PARTITION: Position(batch[-1].offset + 1, BEGIN)})
+    rate = len(records) / (time.perf_counter() - began)
+    report.add(f"{name}: decisions written", rate, target, unit="per second")
+    report.add(f"{name}: of the bare rows' rate", rate / ceiling)
+    for what, wanted in _searches(len(records)).items():
+        report.add(f"{name}: search by {what}, p95", _p95(db, wanted), 300, "<=", "ms")
+    db.dispose()
+
+
+def _rows(records: list[Record]) -> Rows:
+    rows = Rows()
+    for one in records:
+        rows.add_decision(one)
+    return rows
+
+
+def _searches(count: int) -> dict[str, Filter]:
+    middle = count // 2
+    return {
+        "id": Filter(generation_id=f"g-{middle}"),
+        "actor": Filter(actor_id="actor-77"),
+        "outcome": Filter(outcome=BLOCK),
+        "rule": Filter(rule_id="known-hash"),
+        "time": Filter(since=BEGIN, until=BEGIN + int(middle / 20) * NANOS),
+        "model": Filter(artefact="classification-model", artefact_version="1"),
+        "content": Filter(content=middle.to_bytes(32, "big").hex()),
+        "trace": Filter(trace_id=f"{middle + 1:032x}"),
+    }
+
+
+def _p95(db: Database, wanted: Filter) -> float:
+    took = []
+    for _ in range(SEARCHES):
+        began = time.perf_counter()
+        rows, _ = queries.find(db, wanted)
+        took.append(time.perf_counter() - began)
+        if not rows:
+            raise AssertionError("a search of the benchmark found nothing: it measures nothing")
+    return sorted(took)[int(len(took) * 0.95)] * 1000

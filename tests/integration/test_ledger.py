@@ -1,0 +1,452 @@
+"""The ledger on SQLite and on a real PostgreSQL: nothing lost, nothing twice, everything found, nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from pydantic import SecretStr
+from sqlalchemy import Engine as Database
+from sqlalchemy import func, select, text
+from typer.testing import CliRunner
+
+from seawall.api.dead_letter.v1 import dead_letter_pb2
+from seawall.api.decision.v1 import decision_pb2
+from seawall.cli.app import app
+from seawall.core.errors import Fatal, Retryable
+from seawall.ledger import database, queries
+from seawall.ledger.engine import Engine
+from seawall.ledger.queries import Filter
+from seawall.ledger.rows import Rows
+from seawall.ledger.settings import DatabaseSettings, LedgerSettings
+from seawall.ledger.tables import FILLED, contents, dead_letters, decisions, metadata, positions, unreadable
+from seawall.ledger.writer import Position, Writer
+from seawall.relay.observe import StreamObserver
+from seawall.runtime import topics
+from seawall.runtime.broker import Broker, Output, TopicPartition, TopicSpec
+from seawall.runtime.kafka import KafkaBroker
+from seawall.runtime.memory import InMemoryBroker
+from tests.support import postgresql
+from tests.support.kafka import client_settings, embedded_kafka
+from tests.support.ledger_rows import ALLOW, BEGIN, BLOCK, NANOS, REVIEW, decision, record
+from tests.support.records import DECISIONS
+
+PATIENCE_SECONDS = 60.0
+P0 = TopicPartition(DECISIONS, 0)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgresql.server(tmp_path_factory.mktemp("pg")) as address:
+        yield address
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return postgresql.fresh(request.getfixturevalue("server"))
+
+
+@pytest.fixture
+def db(address: str) -> Iterator[Database]:
+    made = database.connect(DatabaseSettings(url=SecretStr(address)))
+    database.migrate(made)
+    yield made
+    made.dispose()
+
+
+def count(db: Database, table: object) -> int:
+    with db.connect() as connection:
+        return int(connection.execute(select(func.count()).select_from(table)).scalar_one())  # type: ignore[arg-type]
+
+
+def fill(db: Database, *made: decision_pb2.Decision, begin: int = 0) -> None:
+    rows = Rows()
+    for offset, one in enumerate(made, begin):
+        rows.add_decision(record(offset, one.SerializeToString()))
+    Writer(db).write(rows, {P0: Position(begin + len(made), BEGIN)})
+
+
+def found(db: Database, wanted: Filter) -> list[str]:
+    return [row["generation_id"] for row in queries.find(db, wanted)[0]]
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_migrations_make_the_tables_that_the_code_means(db: Database) -> None:
+    with db.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    assert database.migrate(db) == "0001"
+    database.check_migrated(db)
+
+
+def test_a_database_that_was_not_migrated_is_refused(address: str) -> None:
+    db = database.connect(DatabaseSettings(url=SecretStr(address)))
+    with pytest.raises(Fatal, match="seawall ledger migrate"):
+        database.check_migrated(db)
+    with pytest.raises(Fatal, match="seawall ledger migrate"):
+        queries.state(db)
+    db.dispose()
+
+
+@pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "no address"])
+def test_an_address_that_cannot_be_used_is_refused(url: str) -> None:
+    with pytest.raises(Fatal, match=r"database\.url"):
+        database.connect(DatabaseSettings(url=SecretStr(url)))
+
+
+def test_a_database_that_is_away_is_retryable_and_its_address_is_not_told(tmp_path: Path) -> None:
+    away = f"postgresql+psycopg://someone:secret-word@/x?host={tmp_path}"
+    db = database.connect(DatabaseSettings(url=SecretStr(away)))
+    with pytest.raises(Retryable) as error:
+        database.migrate(db)
+    assert "secret-word" not in str(error.value)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_twice_is_there_once(db: Database) -> None:
+    made = [decision(number) for number in range(20)]
+    fill(db, *made)
+    fill(db, *made)
+    assert count(db, decisions) == 20
+    assert count(db, contents) == 20
+    assert queries.state(db).positions == {"decisions.v1/0": (20, BEGIN, 0)}
+
+
+def test_rows_and_position_are_written_together_or_not_at_all(db: Database) -> None:
+    rows = Rows()
+    rows.add_decision(record(0, decision(0).SerializeToString()))
+    rows.dead_letters.append({"dead_letter_id": "no room, no reason"})
+    with pytest.raises(Retryable):
+        Writer(db).write(rows, {P0: Position(1, BEGIN)})
+    assert [count(db, table) for table in FILLED] == [0] * len(FILLED)
+    # The same writer goes on: it does not believe that it wrote the artefact set.
+    rows.dead_letters.clear()
+    Writer(db).write(rows, {P0: Position(1, BEGIN)})
+    assert count(db, decisions) == 1
+
+
+def test_a_late_writer_does_not_take_a_position_back(db: Database) -> None:
+    writer = Writer(db)
+    writer.write(Rows(), {P0: Position(50, BEGIN, missed=2)})
+    writer.write(Rows(), {P0: Position(20, BEGIN - 1, missed=5)})
+    assert queries.state(db).positions["decisions.v1/0"] == (50, BEGIN, 2)
+    assert writer.positions([P0, TopicPartition(DECISIONS, 1)]) == {P0: 50}
+
+
+def test_what_cannot_be_read_is_visible_and_the_rest_goes_on(db: Database) -> None:
+    rows = Rows()
+    nameless = decision(1)
+    nameless.decision_id = ""
+    timeless = decision(2)
+    timeless.decided_unix_nano = 2**64 - 1
+    for offset, value in enumerate(
+        (b"\xff\xff", nameless.SerializeToString(), timeless.SerializeToString(), decision(3).SerializeToString())
+    ):
+        rows.add_decision(record(offset, value))
+    rows.add_dead_letter(record(9, b"\xff", topic="dead_letters.v1"))
+    Writer(db).write(rows, {P0: Position(4, BEGIN)})
+    with db.connect() as connection:
+        said = connection.execute(select(unreadable.c.offset, unreadable.c.reason).order_by(unreadable.c.offset)).all()
+    assert [tuple(row) for row in said] == [
+        (0, "UNDECODABLE"),
+        (1, "INCOMPLETE"),
+        (2, "BAD_TIME"),
+        (9, "UNDECODABLE"),
+    ]
+    assert found(db, Filter()) == ["g-3"]
+    assert queries.state(db).unreadable == 4
+
+
+def test_hostile_text_does_not_hold_the_ledger_up(db: Database) -> None:
+    hostile = decision(1, actor_id="x\x00'; DROP TABLE decisions; --" + "y" * 500, rule_id="\x00" * 5_000)
+    hostile.model.name = "\x00\U0001f600"
+    fill(db, hostile)
+    (row,) = queries.find(db, Filter())[0]
+    assert "\x00" not in row["actor_id"] + row["rule_id"] + row["model"]
+    assert len(row["actor_id"]) == 160
+
+
+def test_dead_letters_are_found_by_room_and_reason(db: Database) -> None:
+    rows = Rows()
+    for number in range(6):
+        letter = dead_letter_pb2.DeadLetter(
+            dead_letter_id=f"{number:032x}",
+            room="classification" if number % 2 else "aggregator",
+            reason="UNDECODABLE" if number < 4 else "BAD_ID",
+            detail="the value is not a Generation",
+            sealed_value=b"sealed original",
+            create_unix_nano=BEGIN + number,
+        )
+        rows.add_dead_letter(record(number, letter.SerializeToString(), topic="dead_letters.v1"))
+    Writer(db).write(rows, {})
+    by_room = queries.find_dead_letters(db, room="classification")
+    assert [row["offset"] for row in by_room] == [5, 3, 1]
+    assert [row["offset"] for row in queries.find_dead_letters(db, room="aggregator", reason="BAD_ID")] == [4]
+    with db.connect() as connection:
+        assert "sealed original" not in str(connection.execute(select(dead_letters)).all())
+
+
+def test_old_days_go(db: Database) -> None:
+    day = 86_400.0
+    fill(db, *(decision(number, seconds=number * day) for number in range(5)))
+    today = datetime.fromtimestamp(BEGIN / NANOS, UTC).date() + timedelta(days=4)
+    assert database.forget_days(db, 1, today) > 0
+    assert sorted(found(db, Filter())) == ["g-3", "g-4"]
+    assert count(db, contents) == 2
+    assert database.forget_days(db, 1, today) == 0
+
+
+def test_each_day_has_its_partition_on_postgresql(server: str) -> None:
+    db = database.connect(DatabaseSettings(url=SecretStr(postgresql.fresh(server))))
+    database.migrate(db)
+    fill(db, decision(1), decision(2, seconds=86_400))
+    with db.connect() as connection:
+        names = connection.execute(
+            text("SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY 1")
+        ).scalars()
+        assert list(names) == [
+            f"{table}_{date(2026, 11, 20) + timedelta(days=n):%Y%m%d}"
+            for table in ("contents", "decisions")
+            for n in (0, 1)
+        ]
+    db.dispose()
+
+
+# ---- searching -------------------------------------------------------------------------------------------------------
+
+
+def test_decisions_are_found_by_what_on_call_knows(db: Database) -> None:
+    fill(
+        db,
+        decision(1, seconds=1, tenant_id="a"),
+        decision(2, seconds=2, tenant_id="b", outcome=BLOCK),
+        decision(3, seconds=3, tenant_id="b", outcome=REVIEW, rule_id="apparent-minor"),
+        decision(9, seconds=4, tenant_id="b"),
+    )
+    assert found(db, Filter()) == ["g-9", "g-3", "g-2", "g-1"]
+    assert found(db, Filter(generation_id="g-2")) == ["g-2"]
+    assert found(db, Filter(outcome=BLOCK)) == ["g-2"]
+    assert found(db, Filter(rule_id="apparent-minor")) == ["g-3"]
+    assert found(db, Filter(actor_id="actor-2")) == ["g-9", "g-2"]
+    assert found(db, Filter(trace_id=f"{4:032x}")) == ["g-3"]
+    assert found(db, Filter(content=(2).to_bytes(32, "big").hex())) == ["g-2"]
+    assert found(db, Filter(artefact="classification-model")) == ["g-9", "g-3", "g-2", "g-1"]
+    assert found(db, Filter(artefact="classification-model", artefact_version="2")) == []
+    assert found(db, Filter(since=BEGIN + 2 * NANOS, until=BEGIN + 4 * NANOS)) == ["g-3", "g-2"]
+    assert queries.outcomes(db, BEGIN) == {ALLOW: 2, BLOCK: 1, REVIEW: 1}
+    assert queries.outcomes(db, BEGIN, "a") == {ALLOW: 1}
+
+
+def test_another_tenants_decision_is_not_found(db: Database) -> None:
+    fill(db, decision(1, tenant_id="a"), decision(2, tenant_id="b"))
+    assert found(db, Filter(tenant_id="a")) == ["g-1"]
+    assert found(db, Filter(tenant_id="a", generation_id="g-2")) == []
+    assert found(db, Filter(tenant_id="a", content=(2).to_bytes(32, "big").hex())) == []
+
+
+@pytest.mark.parametrize("hostile", ["' OR 1=1 --", "%", "_-1", "g-1\x00", "\U0001f600" * 200])
+def test_a_hostile_search_finds_nothing(db: Database, hostile: str) -> None:
+    fill(db, decision(1))
+    try:
+        assert found(db, Filter(generation_id=hostile)) == []
+    except Retryable as error:
+        # PostgreSQL's driver takes no NUL at all.
+        assert "\x00" in hostile
+        assert hostile not in str(error)
+
+
+def test_pages_hold_every_decision_once(db: Database) -> None:
+    # Many of one instant: the time alone does not order them.
+    fill(db, *(decision(number, seconds=number // 40) for number in range(130)))
+    seen: list[str] = []
+    cursor = None
+    for _ in range(20):
+        rows, cursor = queries.find(db, Filter(), limit=7, after=cursor)
+        seen += [row["generation_id"] for row in rows]
+        if cursor is None:
+            break
+    assert len(seen) == len(set(seen)) == 130
+    assert len(queries.find(db, Filter(), limit=10**9)[0]) == 130
+
+
+# ---- the engine ------------------------------------------------------------------------------------------------------
+
+
+def engine(broker: Broker, writer: Writer) -> Engine:
+    return Engine(
+        broker=broker,
+        topic=DECISIONS,
+        group="ledger",
+        member=None,
+        add=Rows.add_decision,
+        writer=writer,
+        settings=LedgerSettings(batch_records=16, poll_seconds=0.05, max_retry_seconds=0.05),
+        observer=StreamObserver("ledger"),
+    )
+
+
+async def until_position(db: Database, offset: int) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        # Rows are written in a thread, and nothing announces them.
+        while sum(position[0] for position in queries.state(db).positions.values()) < offset:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def topic_with(numbers: range) -> InMemoryBroker:
+    broker = InMemoryBroker()
+    broker.create([TopicSpec(DECISIONS, 1, {})])
+    await send(broker, numbers)
+    return broker
+
+
+async def send(broker: Broker, numbers: range) -> None:
+    producer = broker.producer()
+    await producer.start()
+    await producer.send([Output(DECISIONS, 0, b"k", decision(number).SerializeToString()) for number in numbers])
+    await producer.stop()
+
+
+async def test_a_restart_goes_on_where_the_database_says(db: Database) -> None:
+    broker = await topic_with(range(40))
+    for upto in (40, 75):
+        running = engine(broker, Writer(db))
+        task = asyncio.create_task(running.run())
+        await until_position(db, upto)
+        running.stop()
+        await task
+        assert running.written == (40 if upto == 40 else 35)
+        await send(broker, range(40, 75))
+    assert count(db, decisions) == 75
+
+
+async def test_a_database_that_is_away_loses_no_record(db: Database) -> None:
+    class Away(Writer):
+        failures = 3
+
+        def write(self, rows: Rows, read: object) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise Retryable("LEDGER_UNAVAILABLE", "told to fail")
+            super().write(rows, read)  # type: ignore[arg-type]
+
+    broker = await topic_with(range(50))
+    running = engine(broker, Away(db))
+    task = asyncio.create_task(running.run())
+    await until_position(db, 50)
+    running.stop()
+    await task
+    assert count(db, decisions) == 50
+
+
+async def test_an_emptied_ledger_is_filled_again_with_the_same_rows(db: Database) -> None:
+    broker = await topic_with(range(30))
+
+    async def rows() -> list[tuple[object, ...]]:
+        running = engine(broker, Writer(db))
+        task = asyncio.create_task(running.run())
+        await until_position(db, 30)
+        running.stop()
+        await task
+        with db.connect() as connection:
+            return [tuple(row) for row in connection.execute(select(decisions).order_by(decisions.c.decision_id))]
+
+    before = await rows()
+    database.empty(db)
+    assert count(db, positions) == 0
+    assert await rows() == before
+
+
+async def test_the_room_killed_in_a_backlog_ends_with_every_row_once(tmp_path: Path) -> None:
+    """The real process and broker, kill -9 twice."""
+    with embedded_kafka(tmp_path / "kafka") as kafka:
+        settings = client_settings(kafka.bootstrap_servers)
+        broker = KafkaBroker(settings)
+        await topics.apply(broker, settings, topics.TopicSettings(partitions=2))
+        producer = broker.producer()
+        await producer.start()
+        total = 3_000
+        made = [decision(number).SerializeToString() for number in range(total)]
+        await producer.send([Output(DECISIONS, number % 2, b"k", value) for number, value in enumerate(made)])
+        await producer.stop()
+        db = database.connect(DatabaseSettings(url=SecretStr(f"sqlite:///{tmp_path / 'ledger.db'}")))
+        database.migrate(db)
+        environment = {
+            **os.environ,
+            "SEAWALL_HOME": str(tmp_path),
+            "SEAWALL_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            "SEAWALL_KAFKA__INSTANCE": "ledger-0",
+            "SEAWALL_DATABASE__URL": f"sqlite:///{tmp_path / 'ledger.db'}",
+            "SEAWALL_BATCH_RECORDS": "50",
+        }
+        for target in (1, total // 2, total):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "seawall.cli", "run", "ledger", env=environment
+            )
+            try:
+                await until_position(db, target)
+                process.send_signal(signal.SIGKILL if target < total else signal.SIGTERM)
+                assert await process.wait() == (-signal.SIGKILL if target < total else 0)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+        assert count(db, decisions) == total
+        assert count(db, contents) == total
+        db.dispose()
+
+
+# ---- the commands ----------------------------------------------------------------------------------------------------
+
+
+def seawall(address: str, *arguments: str) -> Any:
+    return CliRunner().invoke(app, [*arguments], env={"SEAWALL_DATABASE__URL": address})
+
+
+def test_find_and_stat_answer_scripts(address: str, db: Database) -> None:
+    fill(db, decision(1), decision(2, seconds=1, outcome=BLOCK))
+    result = seawall(address, "find", "--outcome", "block", "--json")
+    assert result.exit_code == 0
+    (one,) = json.loads(result.output)["decisions"]
+    assert (one["generation_id"], one["outcome"], one["decided"]) == ("g-2", "BLOCK", "2026-11-20T00:00:01.000+00:00")
+    assert one["summary"]["signals"]["classification"]["scores"] == {"explicit": 0.1}
+    stat = json.loads(seawall(address, "ledger", "stat", "--json").output)
+    assert stat["partitions"]["decisions.v1/0"]["next_offset"] == 2
+    assert stat["unreadable"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mend"),
+    [
+        (("find", "--outcome", "MAYBE"), "BLOCK_AND_REPORT"),
+        (("find", "--since", "yesterday"), "15m, 2h, 3d"),
+        (("ledger", "rebuild"), "--yes"),
+    ],
+)
+def test_a_wrong_command_says_what_would_be_right(
+    address: str, db: Database, arguments: tuple[str, ...], mend: str
+) -> None:
+    result = seawall(address, *arguments)
+    assert isinstance(result.exception, Fatal)
+    assert mend in result.exception.detail
+    assert count(db, decisions) == 0
+
+
+def test_rebuild_empties_the_ledger(address: str, db: Database) -> None:
+    fill(db, decision(1))
+    assert seawall(address, "ledger", "rebuild", "--yes").exit_code == 0
+    assert [count(db, table) for table in FILLED] == [0] * len(FILLED)

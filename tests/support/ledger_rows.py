@@ -1,0 +1,55 @@
+"""Records for the ledger's tests and benchmark: decisions as the aggregator writes them. Nothing in them is content."""
+
+from __future__ import annotations
+
+from seawall.api.decision.v1 import decision_pb2
+from seawall.api.signal.v1 import signal_pb2
+from seawall.core import identity
+from seawall.runtime.broker import Record
+from seawall.runtime.memory import InMemoryRecord
+from tests.support.records import CLASSIFICATION, DECISIONS, HASHING, PROMPT, generation, signal
+
+NANOS = 1_000_000_000
+#: 2026-11-20T00:00:00Z
+BEGIN = 1_795_132_800 * NANOS
+ALLOW, REVIEW, BLOCK = decision_pb2.OUTCOME_ALLOW, decision_pb2.OUTCOME_REVIEW, decision_pb2.OUTCOME_BLOCK
+
+
+def decision(
+    number: int, *, seconds: float = 0.0, outcome: decision_pb2.Outcome.ValueType = ALLOW, **fields: str
+) -> decision_pb2.Decision:
+    """The decision about generation ``g-<number>``, ``seconds`` after BEGIN: three signals, one picture."""
+    of = generation(f"g-{number}", media=1)
+    made = decision_pb2.Decision(
+        decision_id=identity.decision_id(of.generation_id, 1, "p"),
+        kind=decision_pb2.DECISION_KIND_JOINT,
+        generation_id=of.generation_id,
+        attempt=1,
+        tenant_id="tenant",
+        actor_id=f"actor-{number % 7}",
+        modality=of.modality,
+        outcome=outcome,
+        rule_id="allow" if outcome == ALLOW else "known-hash",
+        policy_name="default",
+        policy_digest="p" * 64,
+        decided_unix_nano=BEGIN + int(seconds * NANOS),
+        generation_log_unix_nano=BEGIN,
+        traceparent=f"00-{number + 1:032x}-{number + 1:016x}-01",
+    )
+    for name, value in fields.items():
+        setattr(made, name, value)
+    made.model.name, made.model.version = "diffuser", "1"
+    made.generation_record.offset = number
+    made.comparisons.add(threshold="explicit", label="classification.explicit", value=0.8, score=0.1)
+    for stage, scores in ((PROMPT, {"minor_sexual": 0.0}), (HASHING, {}), (CLASSIFICATION, {"explicit": 0.1})):
+        told = signal(of, stage, offset=number, scores=scores)
+        told.artefacts.add(kind=signal_pb2.ARTEFACT_KIND_MODEL, name=f"{stage}-model", version="1", sha256=bytes(32))
+        if stage == HASHING:
+            told.items[0].hashes.add(hash_type="sha256", value=number.to_bytes(32, "big"), quality=100)
+        made.signals.add(signal=told)
+    return made
+
+
+def record(offset: int, value: bytes, *, topic: str = DECISIONS, partition: int = 0) -> Record:
+    """As the broker hands it out."""
+    return InMemoryRecord(topic, partition, offset, BEGIN // 1_000_000, b"k", value, ())
