@@ -39,8 +39,8 @@ class Encoder:
             raise Fatal("WRONG_MODEL_TASK", f"{pack.name}: task is {card.task}, this room runs text-embedding")
         self._name = pack.name
         self._card = card
-        self._tokenizer = _tokenizer(pack, card, min(window_tokens, card.input.max_tokens))
-        self._session = _session(pack)
+        self._tokenizer = open_tokenizer(pack, card.input.tokenizer, min(window_tokens, card.input.max_tokens))
+        self._session = open_session(pack)
         self._inputs = [value.name for value in self._session.get_inputs()]
         unknown = sorted(set(self._inputs) - {"input_ids", "attention_mask", "token_type_ids"})
         if unknown:
@@ -107,21 +107,23 @@ class Encoder:
             raise Fatal("BAD_MODEL", detail) from error
 
 
-def _tokenizer(pack: ModelPack, card: TextEmbeddingCard, window_tokens: int) -> Tokenizer:
+def open_tokenizer(pack: ModelPack, file: str, window_tokens: int) -> Tokenizer:
+    """The pack's tokenizer, which cuts texts into windows. Raises Fatal("BAD_MODEL")."""
     try:
-        tokenizer = Tokenizer.from_buffer(pack.read(card.input.tokenizer))
+        tokenizer = Tokenizer.from_buffer(pack.read(file))
     except Fatal:
         raise
     except Exception as error:
         # tokenizers raises plain Exception.
-        detail = f"{pack.name}: {card.input.tokenizer} is not a tokenizer of this library: export it again"
+        detail = f"{pack.name}: {file} is not a tokenizer of this library: export it again"
         raise Fatal("BAD_MODEL", detail) from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(window_tokens)
     return tokenizer
 
 
-def _session(pack: ModelPack) -> onnxruntime.InferenceSession:
+def open_session(pack: ModelPack) -> onnxruntime.InferenceSession:
+    """The pack's model, run on the caller's thread alone. Raises Fatal("BAD_MODEL")."""
     options = onnxruntime.SessionOptions()
     # One thread an item: the room's own workers are the parallelism, and spinning threads would starve them.
     options.intra_op_num_threads = 1

@@ -30,8 +30,11 @@ from pydantic import BaseModel
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
+from seawall.core.errors import Fatal
 from seawall.prompt_scoring import normalise, pack_signing, term_packs, term_set
+from seawall.prompt_scoring.classifier import TextClassifier
 from seawall.prompt_scoring.detection import Detection, detect
+from seawall.prompt_scoring.policy_prompt import PolicyPrompt
 from seawall.prompt_scoring.reload import Reloader
 from seawall.prompt_scoring.semantic import SemanticScorer
 from seawall.prompt_scoring.settings import PromptScoringSettings
@@ -233,7 +236,16 @@ def load_artefacts(settings: PromptScoringSettings) -> Artefacts:
 
 def text_scorers(settings: PromptScoringSettings) -> Sequence[TextScorer]:
     """The text scorers that ``settings`` ask for, in the order of their labels. Raises Fatal as they do."""
-    return (SemanticScorer(model_pack.load(settings.model, task="text-embedding"), settings),)
+    found: list[TextScorer] = [SemanticScorer(model_pack.load(settings.model, task="text-embedding"), settings)]
+    for path in settings.classifiers:
+        found.append(TextClassifier(model_pack.load(path, task="text-classification"), settings.max_windows))
+    if settings.policy_prompt is not None:
+        found.append(PolicyPrompt(settings.policy_prompt))
+    names = [*TERM_LABELS, *(label for scorer in found for label in scorer.labels)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise Fatal("LABEL_TWICE", f"classifiers: the label {twice[0]} is another's: rename it in the pack's card")
+    return tuple(found)
 
 
 def paths(settings: PromptScoringSettings) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -26,6 +27,30 @@ class PackSettings(Group):
     sha256: str | None = Field(default=None, pattern=r"^[0-9A-Fa-f]{64}$")
 
 
+class PolicyPromptSettings(Group):
+    """An operator's own safety LLM behind an OpenAI-compatible endpoint. Prompts leave this process in clear: keep it
+    on a host of yours."""
+
+    # The server's base address, up to and with "/v1". Redirects are not followed and no proxy is used.
+    url: str = Field(pattern=r"^https?://[^\s@?#]+$")
+    # The model's name, as the server knows it.
+    model: str = Field(min_length=1, max_length=256)
+    # A text file: the policy that the model is to judge by. It is the system message.
+    policy: Path
+    # A file that holds the server's key; sent as a bearer token.
+    api_key_file: Path | None = None
+    # Ask only about prompts that terms detect, or about every one.
+    ask: Literal["detected", "always"] = "detected"
+    # From the first byte sent to the last one read, waiting for a place included.
+    timeout_seconds: float = Field(default=5.0, gt=0, le=120, allow_inf_nan=False)
+    # Requests at a time; more wait, within the timeout.
+    max_concurrency: int = Field(default=4, ge=1, le=256)
+    # A prompt and its negative prompt together; longer ones are UNSCANNABLE "TOO_LONG".
+    max_prompt_bytes: ByteCount = 16 * 1024
+    # Answers kept, by a keyed digest of the text. 0: none.
+    cache_entries: int = Field(default=10_000, ge=0, le=1_000_000)
+
+
 class PromptScoringSettings(RoomSettings):
     """The service that scores prompts."""
 
@@ -38,6 +63,10 @@ class PromptScoringSettings(RoomSettings):
     anchors: Path | None = None
     # What turns the encoder's vectors into the block grade. Unset: the one that ships, for the demo encoder.
     head: Path | None = None
+    # Classifiers besides: model packs of task text-classification.
+    classifiers: list[Path] = Field(default_factory=list, max_length=8)
+    # An operator's own safety LLM. Unset: none is asked.
+    policy_prompt: PolicyPromptSettings | None = None
     # Use the term packs that ship with Seawall.
     bundled_packs: bool = True
     # Term packs besides those, as a list of {path, sha256}.

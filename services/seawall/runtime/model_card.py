@@ -256,8 +256,45 @@ class ImageClassificationCard(CardBase):
         return self
 
 
-Card = TextEmbeddingCard | ImageClassificationCard
-CARDS: dict[str, type[TextEmbeddingCard] | type[ImageClassificationCard]] = {
+# --- text-classification ----------------------------------------------------------------------------------------------
+
+
+class TextClassExample(_Strict):
+    """A text and the scores it must get at load."""
+
+    text: Annotated[str, Field(min_length=1, max_length=2000)]
+    scores: dict[str, Probability]
+    tolerance: Annotated[float, Field(gt=0, le=0.5)]
+
+
+class TextClassificationCard(CardBase):
+    """A model that scores a text's labels."""
+
+    task: Literal["text-classification"]
+    #: BCP 47: the languages it was trained on. Its scores of others mean little; signals say how far a text is outside.
+    languages: Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...], Field(min_length=1)]
+    input: TextInput
+    output: ImageOutput
+    labels: Annotated[tuple[Label, ...], Field(min_length=1)]
+    #: At least one: a model that cannot prove itself at load is not run.
+    examples: Annotated[tuple[TextClassExample, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        self._must_list("input.tokenizer", self.input.tokenizer)
+        names = [label.name for label in self.labels]
+        if len(set(names)) != len(names):
+            raise ValueError("labels: a name stands twice")
+        if any(label.index >= self.output.classes for label in self.labels):
+            raise ValueError("labels: an index is not below output.classes")
+        if any(set(example.scores) != set(names) for example in self.examples):
+            raise ValueError("examples: scores must name every label, and no other")
+        return self
+
+
+Card = TextEmbeddingCard | ImageClassificationCard | TextClassificationCard
+CARDS: dict[str, type[TextEmbeddingCard] | type[ImageClassificationCard] | type[TextClassificationCard]] = {
     "text-embedding": TextEmbeddingCard,
+    "text-classification": TextClassificationCard,
     "image-classification": ImageClassificationCard,
 }
