@@ -77,10 +77,10 @@ def views(text: str, spelling: Sequence[Spelling] = ()) -> list[View]:
     """
     if text.isascii():
         # The way that nearly every prompt takes, and no further than here.
-        tokens = text.encode().translate(_WORD_BYTES, _CONTROL_BYTES).split()
-        words = b" ".join((b"", *tokens, b""))
-        if spelling and spelling[0].known.issuperset(tokens) and len(tokens) == len(text.split()):
-            return [View("words", words, (), (Worded(text),))]
+        raw = text.encode()
+        tokens = raw.translate(_WORD_BYTES, _CONTROL_BYTES).split()
+        if spelling and spelling[0].known.issuperset(tokens) and b".a" not in raw.translate(_SHAPE):
+            return [View("words", b" ".join((b"", *tokens, b"")), (), (Worded(text),))]
     reader = _Reader(spelling, MAX_EXPANSION * len(text.encode()) + 1024)
     reader.read(text, (), "", 0)
     return list(reader.views.values())
@@ -98,6 +98,8 @@ _NO_CONTROLS = {c: None for c in _CONTROL_BYTES}
 _ASCII_CONTROL = re.compile(f"[{re.escape(_CONTROL_BYTES.decode())}]")
 #: ASCII letters to lower case, ASCII separators to a space; the bytes of other characters as they are.
 _WORD_BYTES = bytes(c if c >= 128 or chr(c).isalnum() else 32 for c in bytes(range(256)).lower())
+#: Letters and figures to "a", separators but white space and controls to ".": ".a" may be punctuation inside a word.
+_SHAPE = bytes(97 if chr(c).isalnum() else 32 if chr(c).isspace() else 46 for c in range(256))
 _TOKEN = re.compile(r"[^\x00-/:-@\[-`{-\x7f]+")
 
 
