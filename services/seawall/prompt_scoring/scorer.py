@@ -75,7 +75,7 @@ class Artefacts:
         self, packs: Sequence[term_packs.TermPack], text_scorers: Sequence[TextScorer], re2_max_mem_bytes: int
     ) -> None:
         """Raises Fatal as TermSet does."""
-        self.terms = term_set.TermSet(packs, re2_max_mem_bytes)
+        self.terms = term_set.compiled(packs, re2_max_mem_bytes)
         self.text_scorers = tuple(text_scorers)
         #: The labels of every item that is OK, in order.
         self.labels = (*TERM_LABELS, *(label for scorer in self.text_scorers for label in scorer.labels))

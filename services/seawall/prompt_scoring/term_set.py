@@ -6,7 +6,9 @@ A pattern is compiled as it is written, and once more with its letters folded as
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -125,6 +127,25 @@ class TermSet:
             # From the term's own end: the boundary after it may be the boundary before the next.
             at = max(end, at + 1)
         return spans
+
+
+_KEPT = 2
+_kept: OrderedDict[tuple[int, bytes], TermSet] = OrderedDict()
+_keeping = threading.Lock()
+
+
+def compiled(packs: Sequence[TermPack], max_mem_bytes: int) -> TermSet:
+    """`TermSet`, or the one that the same packs were compiled to last: it takes seconds, and a model may change alone.
+
+    Raises Fatal as TermSet does.
+    """
+    key = (max_mem_bytes, b"".join(sorted(pack.digest for pack in packs)))
+    with _keeping:
+        if key not in _kept:
+            _kept[key] = TermSet(packs, max_mem_bytes)
+            while len(_kept) > _KEPT:
+                _kept.popitem(last=False)
+        return _kept[key]
 
 
 def by_concept(hits: Iterable[Hit]) -> Mapping[Concept, list[Hit]]:
