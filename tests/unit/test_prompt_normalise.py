@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seawall.prompt_scoring.normalise import MAX_EXPANSION, Expands, View, views, visible_text
+from seawall.prompt_scoring.spelling import Spelling, english
 
 
 def readings(text: str) -> dict[str, list[str]]:
@@ -60,6 +61,14 @@ def test_ascii_is_never_folded_to_lookalikes() -> None:
         ("bellllls", "bells"),
         ("hilllll", "hill"),
         ("s\x00t\x01atue", "statue"),
+        ("s.t.a", "sta"),
+        ("st-at.ue in a gar_den", "statue in a garden"),
+        ("&#115;tatue &#x67;arden", "statue garden"),
+        ("\\u0073tatue \\x67arden", "statue garden"),
+        ("%2573tatue", "statue"),
+        ("庭 園 の statueです", "庭園の statue です"),
+        ("१२ साल", "12 साल"),
+        ("عــام", "عام"),
         ("%73%74%61%74%75%65", "statue"),
         ("\u202eeutats\u202c", "statue"),
         ("a \U000e0073\U000e0074\U000e0061\U000e0074\U000e0075\U000e0065", "a statue"),
@@ -148,3 +157,78 @@ def test_visible_text_keeps_what_a_person_sees() -> None:
     assert visible_text("A lake, f/8") == "A lake, f/8"
     assert visible_text("a\x00 l\x07ake\n") == "a lake\n"
     assert visible_text("a\u200b l\u202eake é") == "a lake é"
+
+
+# --- spelling ---------------------------------------------------------------------------------------------------------
+
+SPELLING = (Spelling(english(), ("statue", "sculptures", "garden")),)
+
+
+@pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        ("a sttaue in the park", "a statue in the park"),
+        ("a statu in the park", "a statue in the park"),
+        ("a statuue in the park", "a statue in the park"),
+        ("the scluptrues in the park", "the sculptures in the park"),
+        ("a sta tue in the park", "a statue in the park"),
+        ("a s tat ue in the park", "a statue in the park"),
+        ("a eutats in the park", "a statue in the park"),
+        ("astatueinthepark", "a statue in the park"),
+        ("a st4tuu3 in the park", "a statue in the park"),
+        ("a sttttatu in the park", "a statue in the park"),
+    ],
+)
+def test_spelling_is_repaired(text: str, reading: str) -> None:
+    assert reading in {view.words.decode().strip() for view in views(text, SPELLING)}
+
+
+@pytest.mark.parametrize(
+    "text", ["a status in the park", "the statute of the park", "a statute", "a warden in the park"]
+)
+def test_a_word_that_is_one_is_left_alone(text: str) -> None:
+    assert [view.words.decode().strip() for view in views(text, SPELLING)] == [text]
+
+
+def test_an_ordinary_word_that_is_nearer_wins() -> None:
+    spelling = (Spelling((*english(), "stature"), ("statue",)),)
+    assert "a stature in the park" in {
+        view.words.decode().strip() for view in views("a staturre in the park", spelling)
+    }
+
+
+@pytest.mark.parametrize("text", ["il statu dans le parc", "xq statu qz vwx", "statu"])
+def test_a_text_of_unknown_words_is_another_language(text: str) -> None:
+    readings = {view.words.decode().strip() for view in views(text, SPELLING)}
+    assert (readings == {text}) == (text != "statu")
+
+
+# --- origins ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "origin"),
+    [
+        ("A quiet GARDEN, at dawn", "garden", "GARDEN"),
+        ("the gar\u200bden at dawn", "garden", "gar\u200bden"),
+        ("ﬁne ｇａｒｄｅｎ", "garden", "ｇａｒｄｅｎ"),
+        ("é e\u0301 gardé\u0301n", "garden", "gardé\u0301n"),
+        ("see g a r d e n now", "garden", "g a r d e n"),
+        ("the gar-den now", "garden", "gar-den"),
+        ("the g4rd3n now", "garden", "g4rd3n"),
+        ("the gaaaarden now", "garden", "gaaaarden"),
+        ("the gadren now", "garden", "gadren"),
+        ("the gar den now", "garden", "gar den"),
+        ("%67arden %41", "garden", "%67arden"),
+        ("ab c3RhdHVlIGdhcmRlbg== cd", "garden", "c3RhdHVlIGdhcmRlbg=="),
+        ("x\x00y garden", "garden", "garden"),
+    ],
+)
+def test_a_view_knows_where_its_words_came_from(text: str, word: str, origin: str) -> None:
+    found = set()
+    for view in views(text, SPELLING):
+        at = view.words.find(f" {word} ".encode())
+        if at >= 0:
+            start, end = view.origin(at + 1, at + 1 + len(word))
+            found.add(text[start:end])
+    assert origin in found

@@ -22,9 +22,8 @@ _TWO_EDITS_FROM = 8
 _MAX_LETTERS = 24
 #: Unknown words of a text that are looked at; the text's other words stay as they are.
 _MAX_UNKNOWN = 32
-#: Words that are run together: letters of the whole, and of an ordinary word in it.
+#: Words that are run together: letters of the whole.
 _RUN_LETTERS = (8, 120)
-_MIN_PART = 2
 #: Pieces of a broken word, and letters of a piece.
 _MAX_PIECES, _PIECE_LETTERS = 5, 4
 #: Of a text's words so many must be known, or become known, before any is repaired.
@@ -160,7 +159,7 @@ class Spelling:
     def _apart(self, word: str) -> list[str] | None:
         """``word`` as the fewest known words, if one of them is a pack's."""
         best: list[tuple[int, int] | None] = [(0, 0)] + [None] * len(word)
-        for end in range(_MIN_PART, len(word) + 1):
+        for end in range(1, len(word) + 1):
             for start in range(max(0, end - _MAX_LETTERS), end):
                 before = best[start]
                 if before is None or (best[end] is not None and before[0] + 1 >= best[end][0]):  # type: ignore[index]
