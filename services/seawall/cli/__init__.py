@@ -3,7 +3,7 @@
     seawall up | demo                     the embedded mesh; the sample stream through it
     seawall submit | why                  one generation in; one decision explained
     seawall run ROOM                      one room in this process, as a container or the supervisor starts it
-    seawall policy check|test|diff|explain|replay|shadow
+    seawall policy new|check|test|diff|explain|replay|shadow
     seawall topics apply|check            the topics
     seawall banks import|stat|verify|export|diff|disable|enable|confirm   lists of hashes
     seawall banks pull|vote               hash exchanges: their lists, our opinion of them

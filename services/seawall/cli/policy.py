@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from seawall.aggregator.replay.tally import OUTCOMES, Tally, outcome_name
+from seawall.aggregator.settings import AggregatorSettings
 from seawall.cli.terminal import console, print_json
 from seawall.cli.why import OUTCOME_STYLE
 from seawall.core.errors import Fatal
@@ -25,6 +26,17 @@ _MOST_ROWS = 25
 
 
 # ---- check, test, diff, explain --------------------------------------------------------------------------------------
+
+
+def new(folder: Path) -> None:
+    """Copy the default bundle. Raises Fatal if the folder is there."""
+    policy = Policy(AggregatorSettings.model_fields["policy"].default)
+    try:
+        folder.mkdir(parents=True)
+        for name, data in policy.source.files.items():
+            (folder / name).write_bytes(data)
+    except OSError as error:
+        raise Fatal("UNWRITABLE_FILE", f"{folder}: {error.strerror}: name a folder that does not exist yet") from error
 
 
 def check(path: Path, *, json_output: bool) -> None:

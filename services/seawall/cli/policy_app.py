@@ -18,6 +18,12 @@ Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folde
 Samples = Annotated[int, typer.Option(min=0, max=1000, help="Generation ids to show of each change.")]
 
 
+@policy_app.command("new")
+def new(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where; it must not exist yet.")]) -> None:
+    """Copy the bundle that Seawall starts with, to change it."""
+    _policy().new(folder)
+
+
 @policy_app.command("check")
 def check(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A bundle, or a folder with rollout.yaml.")],
