@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from seawall.api.signal.v1 import signal_pb2
 from seawall.cli.prompts import Judge
 from seawall.core.policy import Policy
 from seawall.local.models import install
-from seawall.prompt_scoring import scorer
+from seawall.prompt_scoring import pack_signing, scorer, term_packs
 from seawall.prompt_scoring.evaluation.measure import Outcome
 from seawall.prompt_scoring.evaluation.samples import Sample
 from seawall.prompt_scoring.scorer import PromptScorer
@@ -248,3 +250,71 @@ def test_a_corrupt_model_is_never_ready(home: Path, model: Path, tmp_path: Path)
     assert "MODEL_DIGEST_MISMATCH" in told
     assert "seawall models install demo" in told
     assert not (tmp_path / "port").exists()
+
+
+def test_packs_are_swapped_under_load_and_no_call_is_lost(home: Path, sealer: Sealer, tmp_path: Path) -> None:
+    """Two callers without a pause while a signed pack is replaced: every item OK, and the digests follow."""
+    private, public, port_file = tmp_path / "private.json", tmp_path / "public.json", tmp_path / "port"
+    pack_signing.make_keys(private, public)
+    digests = [
+        _signed_pack(tmp_path / name, word, private) for name, word in (("old", "zugzwang"), ("new", "stalemate"))
+    ]
+    pack = tmp_path / "extra"
+    pack.symlink_to(tmp_path / "old")
+    environment = {
+        "SEAWALL_PACKS": json.dumps([{"path": str(pack)}]),
+        "SEAWALL_PACK_KEYS": str(public),
+        "SEAWALL_RELOAD_SECONDS": "0.1",
+    }
+    request = prompt_scoring_pb2.ScorePromptsRequest()
+    for number in range(4):
+        name = f"gen-{number}"
+        text = f"from zugzwang to stalemate, game {number}"
+        request.items.add(id=number, generation_id=name, prompt=sealer.seal(text, name, "prompt"))
+    swapped = threading.Event()
+    failures: list[object] = []
+
+    def load(port: int) -> None:
+        try:
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                call = channel.unary_unary(
+                    STAGE.method, request.SerializeToString, prompt_scoring_pb2.ScorePromptsResponse.FromString
+                )
+                # Bounded: the swap is seen, or the test fails.
+                for _ in range(5_000):
+                    reply = call(request, timeout=30, wait_for_ready=True)
+                    for one in reply.replies:
+                        found = {label.label: label.score for label in one.result.labels}
+                        if one.result.status != signal_pb2.ITEM_STATUS_OK or found["coercion"] != 1.0:
+                            failures.append(one.result)
+                    used = {artefact.sha256 for artefact in reply.artefacts if artefact.name == "extra"}
+                    if not used or not used <= set(digests):
+                        failures.append(used)
+                    if used == {digests[1]}:
+                        swapped.set()
+                        return
+        except grpc.RpcError as error:
+            failures.append(error)
+
+    with service(home, port_file, **environment) as process:
+        port = wait_for_port(process, port_file, [])
+        threads = [threading.Thread(target=load, args=(port,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        # Renamed into place, as an operator would.
+        (tmp_path / "next").symlink_to(tmp_path / "new")
+        (tmp_path / "next").replace(pack)
+        for thread in threads:
+            thread.join(100)
+    assert swapped.is_set()
+    assert failures == []
+
+
+def _signed_pack(folder: Path, word: str, keys: Path) -> bytes:
+    folder.mkdir()
+    (folder / "coercion.yaml").write_text(f"concept: coercion\nterms: [{word}]\n", encoding="utf-8")
+    card = "name: extra\nversion: '1'\nlanguage: en\nlicence: Apache-2.0\nfiles: {}\n"
+    (folder / "pack.yaml").write_text(card, encoding="utf-8")
+    pack = term_packs.stamp(folder)
+    pack_signing.sign(folder, pack, keys)
+    return pack.digest

@@ -189,3 +189,8 @@ def test_places_lead_to_the_words_of_the_text(terms: TermSet) -> None:
     text = "please: n.u.d.e photo of a 13-year-old, thanks"
     places = {place.concept: text[place.start : place.end] for place in read(terms, text).places}
     assert places == {"minor_reference": "13-year-old", "sexual_context": "n.u.d.e"}
+
+
+def test_distance_in_a_script_without_spaces_is_counted_by_its_letters(terms: TermSet) -> None:
+    assert read(terms, "12歳の少女のヌード写真").minor_sexual == 1.0
+    assert read(terms, f"12歳の少女{'静かな湖の朝の風景' * 10}ヌード写真").minor_sexual == 0.6

@@ -6,11 +6,14 @@ words around the concepts does not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from seawall.prompt_scoring.characters import SPACELESS
 from seawall.prompt_scoring.term_packs import Concept, Hit
 
+_SPACELESS = re.compile(f"[{SPACELESS}]")
 #: A view with more terms than this is a word list: the nearest pairs among the first ones are enough.
 _MAX_HITS = 200
 #: Words on either side of a pair in `Window.core`.
@@ -81,7 +84,10 @@ def _by_distance(pair: Pair) -> int:
 
 def _distance(words: bytes, one: Hit, other: Hit) -> int:
     first, second = (one, other) if one.start <= other.start else (other, one)
-    return max(words.count(b" ", first.end, second.start) - 1, 0)
+    between = words[first.end : second.start]
+    spaces = max(between.count(b" ") - 1, 0)
+    # Scripts without spaces: two letters are about a word.
+    return spaces if between.isascii() else spaces + len(_SPACELESS.findall(between.decode("utf-8", "ignore"))) // 2
 
 
 def window(words: bytes, pair: Pair, around: int, joint_within: int) -> Window:
