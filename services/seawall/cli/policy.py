@@ -37,6 +37,7 @@ def new(folder: Path) -> None:
             (folder / name).write_bytes(data)
     except OSError as error:
         raise Fatal("UNWRITABLE_FILE", f"{folder}: {error.strerror}: name a folder that does not exist yet") from error
+    console().print(f"{folder} is {policy.name} {policy.version}; next: seawall policy check {folder}")
 
 
 def check(path: Path, *, json_output: bool) -> None:
