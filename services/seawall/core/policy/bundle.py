@@ -229,16 +229,13 @@ class Policy:
         self, generation: generation_pb2.Generation, signals: Sequence[signal_pb2.Signal], seen: Glance
     ) -> tuple[Rule | None, Sequence[Rule], Sequence[str], Sequence[Rule], Sequence[str]]:
         """The rule that decides; rules that hold and that err; the same of rules in shadow."""
-        guard = self._guard
-        whole = None
-        if guard.whole:
-            glance = whole = build_evidence(signals, seen.missing, self._labels)
-        else:
-            glance = seen.evidence()
-        if guard.clears(generation, glance, seen.scores):
+
+        def whole() -> decision_pb2.Evidence:
+            return build_evidence(signals, seen.missing, self._labels)
+
+        if self._guard.clears(generation, seen.evidence(), seen.scores, whole):
             return None, (), (), (), ()
-        evidence = whole or build_evidence(signals, seen.missing, self._labels)
-        activation = self._language.activation(generation, evidence)
+        activation = self._language.activation(generation, whole())
         hits: list[Rule] = []
         errors: list[str] = []
         shadow_hits: list[Rule] = []

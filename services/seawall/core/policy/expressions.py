@@ -40,15 +40,16 @@ _TOKENS = re.compile(
     rf"(?<![\w.])evidence\s*\.\s*score{_KEY}|(?<![\w.])threshold{_KEY}|(?<![\w.])threshold\s*\.\s*([A-Za-z_]\w*)|{_STRING}"
 )
 _USES = re.compile(rf"(?<![\w.])evidence\s*\.\s*(\w+)|(?<![\w.])(evidence)\b|{_STRING}")
-#: Fields of Evidence that cost little to gather. A guard that reads others gets the whole.
+#: In guards, the evidence with all its fields. It is left out at first: to CEL a variable without a value is an error,
+#: and `false && error` is false. So only a condition that comes to read it has it gathered.
+_WHOLE: Final = "seawall_evidence_"
+#: Fields of Evidence that cost little to gather.
 _CHEAP: Final = frozenset({"matches", "held_matches", "missing", "errors", "unscannable"})
 #: Conditions of one guard, and its length: CEL limits depth and size.
 _GUARD_RULES = 64
 _GUARD_CHARACTERS = 32_000
 _POSITION = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*)")
 _UNDEFINED_FIELD = re.compile(r"undefined field '(\w+)' not found in struct '([\w.]+)'")
-
-Evaluate = Callable[[generation_pb2.Generation, decision_pb2.Evidence], bool | None]
 
 
 class Compiled(NamedTuple):
@@ -73,7 +74,8 @@ class Language:
         self._index = {label: number for number, label in enumerate(labels)}
         self._env = cel.NewEnv(descriptor_pool.Default(), variables=_VARIABLES)
         scalars = {_scalar(number): cel.Type.DOUBLE for number in range(len(labels))}
-        self._guard_env = cel.NewEnv(descriptor_pool.Default(), variables={**_VARIABLES, **scalars})
+        variables = {**_VARIABLES, **scalars, _WHOLE: cel.Type(_EVIDENCE)}
+        self._guard_env = cel.NewEnv(descriptor_pool.Default(), variables=variables)
 
     def compile(self, text: str, at: Place, rule_id: str) -> Compiled:
         """Type-check a condition.
@@ -108,12 +110,13 @@ class Language:
             expressions = [self._guard_env.compile(" || ".join(chunk)) for chunk in chunks if chunk]
         except (RuntimeError, ValueError):
             # Too deep together, though each alone is not: every rule is evaluated by itself then.
-            return Guard(self._guard_env, None, (), whole=True)
+            return Guard(self._guard_env, None, ())
         names = [(label, _scalar(number)) for label, number in self._index.items() if _scalar(number) in used]
-        return Guard(self._guard_env, expressions, names, whole=any(_needs_whole(text) for text in texts))
+        return Guard(self._guard_env, expressions, names)
 
     def rewrite(self, text: str) -> str:
-        """The condition with thresholds as literals and scores of known labels as variables. Strings stay."""
+        """The condition with thresholds as literals, scores of known labels as variables, and evidence that is costly
+        to gather under a name of its own. Strings stay."""
 
         def replace(found: re.Match[str]) -> str:
             score = found[1] or found[2]
@@ -124,7 +127,11 @@ class Language:
                 return f"{self._thresholds[name]!r}"
             return found[0]
 
-        return _TOKENS.sub(replace, text)
+        def rename(found: re.Match[str]) -> str:
+            costly = found[2] or (found[1] and found[1] not in _CHEAP)
+            return f"{_WHOLE}{found[0].removeprefix('evidence')}" if costly else found[0]
+
+        return _USES.sub(rename, _TOKENS.sub(replace, text))
 
     def _check_keys(self, text: str, at: Place, rule_id: str) -> None:
         # A misspelt map key would be an error at run time, for each generation; here it is an error once, at load.
@@ -146,36 +153,48 @@ class Language:
 class Guard:
     """Says quickly that no condition of many can hold."""
 
-    def __init__(
-        self, env: Any, expressions: Sequence[Any] | None, names: Sequence[tuple[str, str]], *, whole: bool
-    ) -> None:
+    def __init__(self, env: Any, expressions: Sequence[Any] | None, names: Sequence[tuple[str, str]]) -> None:
         self._env = env
         self._expressions = expressions
         #: (label, variable) of the scores that are read.
-        self.names = names
-        #: Whether it reads parts of the evidence that are costly to gather.
-        self.whole = whole
+        self._names = names
 
     def clears(
-        self, generation: generation_pb2.Generation, evidence: decision_pb2.Evidence, scores: Mapping[str, float]
+        self,
+        generation: generation_pb2.Generation,
+        evidence: decision_pb2.Evidence,
+        scores: Mapping[str, float],
+        whole: Callable[[], decision_pb2.Evidence],
     ) -> bool:
-        """True only if every condition is false, and none has failed."""
-        expressions = self._expressions
-        if expressions is None:
+        """True only if every condition is false, and none has failed.
+
+        Args:
+            evidence: its cheap fields.
+            scores: of the labels that were measured.
+            whole: gathers all of it; called only if a condition comes to read the rest.
+        """
+        if self._expressions is None:
             return False
-        data: dict[str, Any] = {variable: scores.get(label, 0.0) for label, variable in self.names}
+        data: dict[str, Any] = {variable: scores.get(label, 0.0) for label, variable in self._names}
         data["generation"] = generation
         data["evidence"] = evidence
         activation = self._env.Activation(data)
-        return all(expression.eval(activation).plain_value() is False for expression in expressions)
+        complete = False
+        for expression in self._expressions:
+            held = expression.eval(activation).plain_value()
+            if held is not True and held is not False and not complete:
+                # A condition failed: perhaps only because the variable is not there. Once more, with it.
+                complete = True
+                data[_WHOLE] = whole()
+                activation = self._env.Activation(data)
+                held = expression.eval(activation).plain_value()
+            if held is not False:
+                return False
+        return True
 
 
 def _scalar(number: int) -> str:
     return f"seawall_score_{number}_"
-
-
-def _needs_whole(text: str) -> bool:
-    return any(found[2] or (found[1] and found[1] not in _CHEAP) for found in _USES.finditer(text))
 
 
 def _near(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
