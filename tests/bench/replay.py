@@ -1,11 +1,12 @@
 """Replay: generations per core-second from an exported file, by one bundle and by two side by side.
 
-The ceiling is the file read and every record parsed, with nothing joined and nothing judged. Three signals a generation,
-one in fifty not ALLOW; the default policy, and the default policy plus 20 rules.
+The ceiling is the file read and every record parsed, with nothing joined and nothing judged. Three signals a
+generation, one in fifty not ALLOW; the default policy, and the default policy plus 20 rules.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 import time
@@ -32,6 +33,7 @@ async def run(report: Report) -> None:
         path = folder / "export"
         say(f"writing {GENERATIONS:,} generations and their signals to a file")
         _write(path)
+        gc.set_threshold(50_000)  # as the command does
         default, more = Policy(AggregatorSettings().policy), Policy(policy(folder))
         ceiling = _rate(lambda: _parse(path))
         one = _rate(lambda: _replay(path, default))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from functools import partial
 
@@ -22,6 +23,8 @@ from seawall.runtime.sealing import Sealer
 from seawall.runtime.settings import load_settings
 
 ROOM = "aggregator"
+#: Objects more than before that make the garbage collector look; Python's own 700 suit programs with few.
+_COLLECT_AFTER = 50_000
 
 
 def main() -> None:
@@ -64,6 +67,10 @@ async def _run(settings: AggregatorSettings) -> None:
         settings=settings.join,
         observer=observer,
     )
+    # Open joins are many small objects without cycles: the collector would look through them all, again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, engine.stop)
