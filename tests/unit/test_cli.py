@@ -49,7 +49,7 @@ def test_without_a_mesh_every_command_says_how_to_get_one(command: list[str], tm
         (["submit"], "NOTHING_TO_SCAN: nothing to send: give --prompt, --image or --input-image"),
         (["submit", "--image", "/nonexistent.png"], "UNREADABLE_FILE: /nonexistent.png: No such file or directory"),
         (["why", "not an id"], "BAD_ID: ID must match"),
-        (["demo", "--only", "nonsense"], "NO_SUCH_CATEGORY: there is no category 'nonsense': one of bad-reference, "),
+        (["demo", "--only", "nonsense"], "NO_SUCH_CATEGORY: there is no category 'nonsense': one of across-turns, "),
     ],
 )
 def test_errors_are_one_line_with_the_mend(command: list[str], expected: str, tmp_path: Path) -> None:
@@ -119,7 +119,8 @@ except SystemExit:
 
 
 def test_rooms_of_the_mesh_are_rooms_that_can_be_run() -> None:
-    assert set(run.ROOMS) == set(ROOMS)
+    # The ledger may be started beside a mesh; no decision waits for it.
+    assert set(run.ROOMS) - {"ledger"} == set(ROOMS)
 
 
 def test_a_relay_runs_with_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
