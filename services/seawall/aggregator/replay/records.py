@@ -20,6 +20,7 @@ _MAGIC: Final = b"seawall-replay 1\n"
 #: Kind, partition, offset, log time in Unix milliseconds, size.
 _FRAME = struct.Struct("<BIqqI")
 _MAX_VALUE = 64 * 1024 * 1024
+_CHUNK = 1024 * 1024
 _POLL_RECORDS = 20_000
 _POLL_SECONDS = 1.0
 #: Polls in a row that bring nothing: what is left was deleted by retention.
@@ -139,19 +140,23 @@ def from_file(path: Path, batch: int = 20_000) -> Iterator[list[ReplayRecord]]:
 
 def _batches(stream: BinaryIO, path: Path, size: int) -> Iterator[list[ReplayRecord]]:
     records: list[ReplayRecord] = []
-    while head := stream.read(_FRAME.size):
-        if len(head) < _FRAME.size:
-            raise Fatal("BAD_EXPORT", f"{path}: is cut off: export it again")
-        kind, partition, offset, timestamp, length = _FRAME.unpack(head)
-        if kind not in (GENERATION, SIGNAL) or length > _MAX_VALUE:
-            raise Fatal("BAD_EXPORT", f"{path}: holds a frame that this version does not know: export it again")
-        value = stream.read(length)
-        if len(value) < length:
-            raise Fatal("BAD_EXPORT", f"{path}: is cut off: export it again")
-        records.append(ReplayRecord(kind, partition, offset, timestamp, value))
+    data, at = b"", 0
+    while more := stream.read(_CHUNK):
+        data, at = data[at:] + more, 0
+        while at + _FRAME.size <= len(data):
+            kind, partition, offset, timestamp, length = _FRAME.unpack_from(data, at)
+            if kind not in (GENERATION, SIGNAL) or length > _MAX_VALUE:
+                raise Fatal("BAD_EXPORT", f"{path}: holds a frame that this version does not know: export it again")
+            begin = at + _FRAME.size
+            if begin + length > len(data):
+                break
+            at = begin + length
+            records.append(ReplayRecord(kind, partition, offset, timestamp, data[begin:at]))
         if len(records) >= size:
             yield records
             records = []
+    if at < len(data):
+        raise Fatal("BAD_EXPORT", f"{path}: is cut off: export it again")
     if records:
         yield records
 
