@@ -211,6 +211,9 @@ class Engine:
         except Fatal as error:
             self._halt(error)
         await self._hand_over(outbox)
+        # In a backlog neither the poll nor the hand-over has to wait, for up to `max_sends` turns: the heartbeats would
+        # miss the session, and the sends begin late.
+        await asyncio.sleep(0)
 
     async def _stand_still(self, fatal: SeawallError) -> None:
         """Not ready, still alive, nothing moves: a person has to look."""
