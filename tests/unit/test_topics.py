@@ -28,6 +28,8 @@ def test_a_lane_has_topics_of_its_own() -> None:
         "bulk.decisions.v1",
         "bulk.dead_letters.v1",
         "bulk.bank_entries.v1",
+        "bulk.actor_events.v1",
+        "bulk.actor_standing.v1",
     )
 
 

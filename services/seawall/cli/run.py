@@ -9,7 +9,14 @@ from seawall.local.supervisor import bind_to_parent
 
 _STAGES = ("prompt_scoring", "perceptual_hashing", "classification")
 _RELAY = ".relay"
-ROOMS = (*_STAGES, *(stage + _RELAY for stage in _STAGES), "perceptual_hashing.retroactive", "aggregator", "ledger")
+ROOMS = (
+    *_STAGES,
+    *(stage + _RELAY for stage in _STAGES),
+    "perceptual_hashing.retroactive",
+    "aggregator",
+    "actor_history",
+    "ledger",
+)
 
 
 def run(room: str) -> None:

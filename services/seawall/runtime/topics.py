@@ -25,6 +25,7 @@ SIGNAL_MAX_BYTES: Final = _MIB
 DECISION_MAX_BYTES: Final = 2 * _MIB
 DEAD_LETTER_MAX_BYTES: Final = DECISION_MAX_BYTES + 64 * 1024
 BANK_ENTRY_MAX_BYTES: Final = 64 * 1024
+ACTOR_MAX_BYTES: Final = 64 * 1024
 
 _LOG_TIME: Final = {"message.timestamp.type": "LogAppendTime"}
 
@@ -57,13 +58,23 @@ class TopicNames:
         return f"{self.prefix}bank_entries.v1"
 
     @property
+    def actor_events(self) -> str:
+        """Decisions by actor, as far as they count: actor_history's own, between its two agents."""
+        return f"{self.prefix}actor_events.v1"
+
+    @property
+    def actor_standing(self) -> str:
+        """What an actor's recent decisions amount to, compacted."""
+        return f"{self.prefix}actor_standing.v1"
+
+    @property
     def co_partitioned(self) -> tuple[str, ...]:
         """Topics whose partition n belongs together."""
         return (self.generations, self.signals, self.decisions)
 
     @property
     def all(self) -> tuple[str, ...]:
-        return (*self.co_partitioned, self.dead_letters, self.bank_entries)
+        return (*self.co_partitioned, self.dead_letters, self.bank_entries, self.actor_events, self.actor_standing)
 
 
 class TopicSettings(Group):
@@ -97,6 +108,8 @@ def plan(names: TopicNames, settings: TopicSettings | None = None) -> list[Topic
         # Seldom written and never joined.
         TopicSpec(names.dead_letters, max(1, partitions // 4), _config(DEAD_LETTER_MAX_BYTES, days=28)),
         TopicSpec(names.bank_entries, max(1, partitions // 4), _compacted(BANK_ENTRY_MAX_BYTES)),
+        TopicSpec(names.actor_events, partitions, _config(ACTOR_MAX_BYTES, days=7)),
+        TopicSpec(names.actor_standing, max(1, partitions // 4), _compacted(ACTOR_MAX_BYTES)),
     ]
 
 

@@ -1,0 +1,1 @@
+"""What an actor's recent decisions amount to, when no single one of them says it."""
