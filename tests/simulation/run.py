@@ -21,7 +21,7 @@ from seawall.api.control.v1 import control_pb2
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Retryable
-from seawall.core.policy import Policy
+from seawall.core.policy import Policy, Rollout
 from seawall.relay.dead_letters import DeadLetters
 from seawall.relay.engine import Engine as Relay
 from seawall.relay.settings import EngineSettings
@@ -211,7 +211,7 @@ class _Simulation:
         clock = self._clock()
         return Aggregator(
             broker=connection,
-            policy=self.policy,
+            rollout=Rollout(self.policy),
             dead_letters=self._dead_letters(group, clock),
             generations_topic=NAMES.generations,
             signals_topic=NAMES.signals,
