@@ -271,6 +271,10 @@ class SimulatedConsumer:
         await self._connection.turn()
         return await self._inner.end_offsets(partitions)
 
+    async def offsets_at(self, partitions: Collection[TopicPartition], unix_ms: int) -> Mapping[TopicPartition, int]:
+        await self._connection.turn()
+        return await self._inner.offsets_at(partitions, unix_ms)
+
 
 class SimulatedProducer:
     """A ``runtime.broker.Producer``."""
