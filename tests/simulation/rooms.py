@@ -151,7 +151,9 @@ class Room:
         if self.engine is not None:
             self.engine.stop()
         if self._supervisor is not None:
-            _, late = await asyncio.wait([self._supervisor], timeout=_STOP_SECONDS)
+            ended, late = await asyncio.wait([self._supervisor], timeout=_STOP_SECONDS)
+            for supervisor in ended:
+                supervisor.result()
             if late:
                 self._cluster.checks.fail(f"{self.name} did not stop within {_STOP_SECONDS:.0f} s")
                 self._supervisor.cancel()
