@@ -202,6 +202,79 @@ def test_a_text_of_unknown_words_is_another_language(text: str) -> None:
     assert (readings == {text}) == (text != "statu")
 
 
+# --- signs that stand for several letters -----------------------------------------------------------------------------
+
+EITHER_WORDS = (Spelling(english(), ("little", "girl", "old", "boy", "statue", "garden", "who", "is")),)
+
+
+@pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        ("a 1it71e g1r1 in the garden", "a little girl in the garden"),
+        ("the !0ve1y 1igh7 of a val|ey", "the lovely light of a valley"),
+        ("see the 117713 g4rd3n", "see the little garden"),
+        ("a 80y in the g4rd3n", "a boy in the garden"),
+        ("a 13y0 in the g4rd3n", "a 13yo in the garden"),
+        ("g4rd3n 4 k!d !s in", "garden 4 kid is in"),
+        ("a sтаtue of a gігӏ", "a statue of a girl"),
+        ("an оІd stаtue", "an old statue"),
+        ("the ӏіttlє gагdєn", "the little garden"),
+        ("Іn thе vаӏlеy", "in the valley"),
+        ("ϵrrεd stєϱ", "erred step"),
+    ],
+)
+def test_a_sign_that_stands_for_two_letters_is_read_as_the_one_that_makes_a_word(text: str, reading: str) -> None:
+    assert reading in {view.words.decode().strip() for view in views(text, EITHER_WORDS)}
+
+
+@pytest.mark.parametrize("text", ["a woman of 80y", "117713 units of stock", "who is 15 today", "at 80 by 15"])
+def test_figures_stay_figures_in_a_text_without_a_disguise(text: str) -> None:
+    readings = {view.words.decode().strip() for view in views(text, EITHER_WORDS)}
+    assert readings == {text}
+
+
+def test_an_age_is_no_word_even_in_a_disguised_text() -> None:
+    assert all(" 15 " in view.words.decode() for view in views("a g4rd3n who 15 at 15", EITHER_WORDS))
+
+
+def test_of_two_words_that_look_the_same_both_are_read() -> None:
+    spelling = (Spelling(("ail", "all"), ()),)
+    assert spelling[0].readings("al\ue000") == ["all"]
+    assert spelling[0].readings("a\ue000l") == ["ail", "all"]
+    readings = {view.words.decode().strip() for view in views("a1l s0", spelling)}
+    assert readings & {"ail so", "all so"} == {
+        "ail so",
+        "all so",
+    }
+
+
+def test_words_of_packs_are_the_likelier_reading() -> None:
+    assert Spelling(("oid", "old"), ("old",)).readings("o\ue000d") == ["old", "oid"]
+    assert Spelling(("oid", "old"), ("old",)).readings("o\ue000d", pack_only=True) == ["old"]
+    assert Spelling(("oid",), ("old",)).readings("old") == ["old"]
+
+
+@pytest.mark.parametrize("unit", ["1", "1|", "a1", "І", "ӏa", "gіrІ ", "1l1l1l1l ", "80y g1 "])
+def test_readings_grow_with_length_and_not_with_their_number(unit: str) -> None:
+    """Two readings a word at most, and a look-up each, however many signs it holds."""
+    looked = 0
+
+    class Counting(Spelling):
+        def readings(self, word: str, pack_only: bool = False) -> list[str]:
+            nonlocal looked
+            looked += len(word)
+            return super().readings(word, pack_only)
+
+    spelling = (Counting(("girl", "gill", "all", "ill"), ("boy",)),)
+    for length in (1_000, 16_000):
+        looked = 0
+        text = unit * length
+        found = views(text, spelling)
+        assert len(found) <= 12
+        assert sum(len(view.words) for view in found) <= 12 * len(text.encode()) + 4096
+        assert looked <= 8 * len(text)
+
+
 # --- origins ----------------------------------------------------------------------------------------------------------
 
 

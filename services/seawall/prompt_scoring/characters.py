@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import resources
+from typing import NamedTuple
 
 #: Default-ignorable code points, bidi controls, tag characters, variation selectors, and controls.
 _INVISIBLE_CLASS = (
@@ -21,6 +22,8 @@ SPACELESS = (
 )
 #: Arabic's tatweel stretches a word and means nothing.
 _TATWEEL = "\u0640"
+#: Stands for a letter that may be i or l. Private use, which no fold leaves in a text.
+EITHER = "\ue000"
 #: A table stops to remember here: a text of every code point there is must not fill the memory.
 _MAX_REMEMBERED = 65_536
 
@@ -57,11 +60,15 @@ def _skeleton(char: str) -> str:
     if INVISIBLE.match(char) or char == _TATWEEL:
         return ""
     # Lookalikes first: casefolding a Greek or Cyrillic capital would leave a small letter that looks like nothing.
-    text = unicodedata.normalize("NFD", char).translate(_confusables())
+    text = unicodedata.normalize("NFD", char).translate(_lookalikes().folds)
     text = unicodedata.normalize("NFKD", text).casefold()
     letters = (c if c.isascii() else _letter(c) for c in text if not unicodedata.category(c).startswith("M"))
     text = unicodedata.normalize("NFC", "".join(letters))
     return "." if text == " " and not char.isspace() else text
+
+
+def _marked(char: str) -> str:
+    return EITHER if ord(char) in _lookalikes().either else SKELETON[ord(char)] or ""
 
 
 def _letter(char: str) -> str:
@@ -74,13 +81,29 @@ def _letter(char: str) -> str:
 ORIGINAL = Table(_original)
 PLAIN = Table(_plain)
 SKELETON = Table(_skeleton)
+#: The same, but `EITHER` for what may be i or l.
+MARKED = Table(_marked)
+
+
+def has_either(text: str) -> bool:
+    """Whether the text holds a character that looks like i and like l."""
+    return not _lookalikes().either.isdisjoint(map(ord, text))
+
+
+class _Lookalikes(NamedTuple):
+    folds: dict[int, str]
+    #: What may be i or l.
+    either: frozenset[int]
 
 
 @cache
-def _confusables() -> dict[int, str]:
+def _lookalikes() -> _Lookalikes:
     data = resources.files(__package__).joinpath("data", "confusables.txt").read_text(encoding="utf-8")
-    rows = (line.split() for line in data.splitlines() if not line.startswith("#"))
-    return {int(code, 16): letters for code, letters, _origin in rows}
+    rows = [line.split() for line in data.splitlines() if not line.startswith("#")]
+    return _Lookalikes(
+        {int(code, 16): letters.partition("|")[0] for code, letters, _origin in rows},
+        frozenset(int(code, 16) for code, letters, _origin in rows if "|" in letters),
+    )
 
 
 @cache

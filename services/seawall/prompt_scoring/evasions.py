@@ -7,13 +7,13 @@ evasion. Plain text shows no signs of any, and is told apart by one RE2 set in o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 
 import re2
 
 from seawall.prompt_scoring.alignment import Edit
-from seawall.prompt_scoring.characters import SPACELESS
+from seawall.prompt_scoring.characters import EITHER, SPACELESS
 
 
 class Sign(IntEnum):
@@ -108,32 +108,75 @@ def close(text: str) -> list[Edit]:
     ]
 
 
-def _leet_table(one: str) -> dict[int, str]:
-    return str.maketrans({"0": "o", "1": one, "|": one, "!": one, "3": "e", "4": "a", "@": "a", "5": "s", "$": "s",
-                          "7": "t", "8": "b"})  # fmt: skip
-
-
-_LEET_I, _LEET_L = _leet_table("i"), _leet_table("l")
-_ONE = re.compile(r"[1|!]")
+_LETTER_OF = str.maketrans({"0": "o", "1": EITHER, "|": EITHER, "!": EITHER, "3": "e", "4": "a", "@": "a", "5": "s",
+                            "$": "s", "7": "t", "8": "b"})  # fmt: skip
 _SIGN = re.compile(f"[{re.escape(_LEET)}]+")
 _REST = re.compile(r"[a-z0-9@$|!]*")
 _IN_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789@$|!")
 _HAS_LETTER = re.compile("[a-z]")
 #: An age or an ordinal ("12yo", "10th"), or a word and its exclamation mark.
 _NOT_LEET = re.compile(r"[0-9]+(?:yo|y|yrs?|st|nd|rd|th)|[a-z]+!+")
+#: An age whose "o" is a figure.
+_AGE = re.compile(r"[0-9]{1,2}y0")
+#: A figure of two digits is an age before it is a word.
+_FIGURE = re.compile(r"[0-9]{1,2}")
+
+#: ``read(word, pack_only)``: the known words that a word with `EITHER` in it may be, the likeliest first.
+Read = Callable[[str, bool], Sequence[str]]
 
 
-def unleet(text: str) -> list[list[Edit]]:
-    """Digits and signs read as letters in every word that holds both: once, or twice where a "1" may be i or l."""
-    words = [
-        (start, end, word)
-        for start, end in _signed_words(text)
-        if _HAS_LETTER.search(word := text[start:end]) and _NOT_LEET.fullmatch(word) is None
-    ]
+def unleet(text: str, read: Read) -> list[list[Edit]]:
+    """Digits and signs read as letters: once, or twice where a "1" may be i or l. Edits keep the length.
+
+    A word that holds both is read as the word it is then, or if there is none with every "1" as i, and as l. Where
+    there are such words, figures ("117713") and what may be an age ("80y") are also read, if they spell a pack's word.
+    """
+    words: list[tuple[int, int, str]] = []
+    figures: list[tuple[int, int, str]] = []
+    for start, end in _signed_words(text):
+        word = text[start:end]
+        (words if _HAS_LETTER.search(word) and _NOT_LEET.fullmatch(word) is None else figures).append(
+            (start, end, word)
+        )
     if not words:
         return []
-    tables = (_LEET_I, _LEET_L) if any(_ONE.search(word) for _, _, word in words) else (_LEET_I,)
-    return [[Edit(start, end, word.translate(table)) for start, end, word in words] for table in tables]
+    once: list[Edit] = []
+    again: list[Edit] = []
+    for start, end, word in words:
+        first, second = (
+            (word.replace("0", "o"),) * 2 if _AGE.fullmatch(word) else _two(word.translate(_LETTER_OF), read)
+        )
+        once.append(Edit(start, end, first))
+        again.append(Edit(start, end, second))
+    for start, end, word in figures:
+        found = () if _FIGURE.fullmatch(word) else read(word.translate(_LETTER_OF), True)
+        if found:
+            once.append(Edit(start, end, found[0]))
+            again.append(Edit(start, end, found[0]))
+    once.sort()
+    again.sort()
+    return [once] if once == again else [once, again]
+
+
+def _two(word: str, read: Read) -> Sequence[str]:
+    """The two likeliest readings."""
+    if EITHER not in word:
+        return word, word
+    found = read(word, False)
+    return (
+        (found[0], found[min(1, len(found) - 1)]) if found else (word.replace(EITHER, "i"), word.replace(EITHER, "l"))
+    )
+
+
+_EITHER_WORD = re.compile(f"[a-z0-9]*{EITHER}[a-z0-9{EITHER}]*")
+
+
+def resolve(text: str, read: Read) -> list[Edit]:
+    """Words with an `EITHER` in them read as the word they are then, or if there is none with every one as l."""
+    return [
+        Edit(*match.span(), (*read(match[0], False), match[0].replace(EITHER, "l"))[0])
+        for match in _EITHER_WORD.finditer(text)
+    ]
 
 
 def _signed_words(text: str) -> Iterator[tuple[int, int]]:

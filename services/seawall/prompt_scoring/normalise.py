@@ -7,11 +7,12 @@ words came from.
 
     original    the text itself but for case and separators (where it is plain ASCII, "words" says the same)
     words       invisible characters removed, NFKC, casefold, digits of every script to 0-9
-    skeleton    lookalike letters folded to ASCII (Unicode TR39 and a supplement), accents removed
+    skeleton    lookalike letters folded to ASCII (Unicode TR39 and a supplement), accents removed; twice, where some
+                stand for i and for l
     unspaced    no separators between letters of scripts that put none between words
     joined      spaced-out letters joined
     closed      punctuation inside words removed
-    leet        digits and signs inside words read as letters; twice, as "1" stands for i and for l
+    leet        digits and signs inside words read as letters; twice, where "1" may be i and l
     squeezed    letters repeated three times or more cut to one, and to two
     repaired    spelling mended, broken words put together and joined words taken apart
     decoded     the views of the text with percent escapes, character references, backslash escapes and base64 read
@@ -31,7 +32,7 @@ from typing import NamedTuple
 
 from seawall.prompt_scoring import encodings, evasions
 from seawall.prompt_scoring.alignment import Composed, Edit, Edited, Folded, Span, Step, Worded, apply, origin
-from seawall.prompt_scoring.characters import INVISIBLE, ORIGINAL, PLAIN, SKELETON, runs_of_marks
+from seawall.prompt_scoring.characters import INVISIBLE, MARKED, ORIGINAL, PLAIN, SKELETON, has_either, runs_of_marks
 from seawall.prompt_scoring.evasions import Sign
 from seawall.prompt_scoring.spelling import Spelling
 
@@ -156,6 +157,12 @@ class _Reader:
                 plain, plain_steps = composed, (*plain_steps, Composed(plain))
         skeleton = self._bounded(text.translate(SKELETON))
         skeleton_steps: Steps = (*steps, Folded(text, SKELETON))
+        if has_either(text):
+            self._add(name or "skeleton", skeleton, skeleton_steps)
+            marked = text.translate(MARKED)
+            skeleton, skeleton_steps = self._edited(
+                marked, (*steps, Folded(text, MARKED)), evasions.resolve(marked, self._readings)
+            )
         if evasions.has_spaceless(plain):
             plain, plain_steps = self._edited(plain, plain_steps, evasions.spaceless_edges(plain))
             skeleton, skeleton_steps = self._edited(skeleton, skeleton_steps, evasions.spaceless_edges(skeleton))
@@ -199,11 +206,14 @@ class _Reader:
         if Sign.CLOSED in shown and (edits := evasions.close(text)):
             ways.append((*self._edited(text, made, edits), _NO_RUNS))
             self._add(name or "closed", *ways[1])
+        if text is not base and Sign.LEET in shown:
+            # "k!d" looks like letters spaced out with signs.
+            ways.append((base, steps, _NO_RUNS))
         changed = base is not text or len(ways) > 1
         last: list[tuple[str, Steps]] = []
         for way, (text, made, runs) in enumerate(ways):
             # The likelier reading last: what follows stands on it.
-            readings = evasions.unleet(text) if changed or Sign.LEET in shown else []
+            readings = evasions.unleet(text, self._readings) if changed or Sign.LEET in shown else []
             for edits in reversed(readings[: 1 if way else 2]):
                 # As long as before, so runs stay where they are.
                 text, made = self._edited(text, made, edits)
@@ -230,6 +240,9 @@ class _Reader:
             spans = [token.span() for token in _TOKEN.finditer(text)]
             edits = [Edit(spans[one.first][0], spans[one.first + one.length - 1][1], one.text) for one in repairs]
             self._add(name or "repaired", *self._edited(text, steps, edits))
+
+    def _readings(self, word: str, pack_only: bool) -> Sequence[str]:
+        return next(filter(None, (spelling.readings(word, pack_only) for spelling in self._spelling)), ())
 
     def _edited(self, text: str, steps: Steps, edits: list[Edit]) -> tuple[str, Steps]:
         return (apply(text, edits), (*steps, Edited(edits))) if edits else (text, steps)

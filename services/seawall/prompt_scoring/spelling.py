@@ -15,6 +15,8 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
+from seawall.prompt_scoring.characters import EITHER
+
 #: A pack's word shorter than this is repaired by nothing: too many others are one letter away.
 _MIN_LETTERS = 4
 #: From this length on, two edits.
@@ -72,6 +74,23 @@ class Spelling:
         #: How the words of packs begin.
         self._starts = frozenset(word[:_MIN_LETTERS] for word in self._risky if len(word) >= _MIN_LETTERS)
         self._backwards = {word[::-1]: word for word in self._risky if len(word) >= _MIN_LETTERS}
+
+        #: Words that differ in nothing but i and l, under themselves with every l as i: those of packs first, then the
+        #: frequent ones. Ordinary words with neither letter are not asked for.
+        self._either: dict[str, tuple[str, ...]] = {}
+        for word in dict.fromkeys((*sorted(self._risky), *(one for one in ordinary if one in self._ordinary))):
+            if word in self._risky or "i" in word or "l" in word:
+                key = word.replace("l", "i")
+                self._either[key] = (*self._either.get(key, ()), word)
+
+    def readings(self, word: str, pack_only: bool = False) -> list[str]:
+        """The known words that ``word`` may be, each `EITHER` in it an i or an l: those of packs first."""
+        return [
+            known
+            for known in self._either.get(word.replace(EITHER, "i").replace("l", "i"), ())
+            if (not pack_only or known in self._risky)
+            and all(letter in (other, EITHER) for letter, other in zip(word, known, strict=True))
+        ]
 
     def repair(self, words: Sequence[bytes], unknown: Sequence[int], memory: dict[str, str | None]) -> list[Repair]:
         """What to read differently in a text, in order, without overlap.
