@@ -236,7 +236,6 @@ class Checks:
             signal.generation_id
             for signal in self.ledger.signals
             if order_of(signal.generation_id) == "block"
-            and self._attempts.get((signal.generation_id, signal.attempt)) == _at(signal)[1:]
             for item in signal.items
             if item.status == signal_pb2.ITEM_STATUS_OK and any(label.score > 0.9 for label in item.labels)
         }

@@ -131,6 +131,18 @@ def test_the_same_generation_twice_is_joined_once() -> None:
     assert (state.generation_watermark(), state.signal_watermark()) == (3, 3)
 
 
+def test_what_a_repeat_measured_counts_where_the_first_knew_nothing() -> None:
+    """A re-scan that was written twice, about a crash: the first copy's stage erred, the second's measured."""
+    state = join()
+    g = generation()
+    state.on_generation(g, at_generation(0))
+    state.on_generation(g, at_generation(1))
+    erred = signal(g, PROMPT, offset=0, status=signal_pb2.ITEM_STATUS_ERROR)
+    completed(state.on_signal(erred, at_signal(0)))
+    (late,) = state.on_signal(signal(g, PROMPT, offset=1), at_signal(1))
+    assert isinstance(late, LateSignal)
+
+
 def test_a_recalled_decision_absorbs_a_repeat_but_not_its_own_replay() -> None:
     state = join(next_generation=5)
     g = generation()

@@ -289,7 +289,10 @@ class Join:
 
     def _late(self, generation_offset: int, signal: signal_pb2.Signal, position: Position) -> list[Event]:
         decided = self._decided.get((signal.generation_id, signal.attempt))
-        if decided is not None and (role(signal) in decided.stages or decided.offset != generation_offset):
+        if decided is not None and role(signal) in decided.stages:
+            return []
+        if decided is not None and signal.HasField("caused_by") and decided.offset != generation_offset:
+            # Found again in a repeat of the record: the one that was decided has a signal of its own.
             return []
         if signal.signal_id in self._judged:
             return []
