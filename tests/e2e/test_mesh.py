@@ -14,6 +14,7 @@ import pytest
 from seawall.local import photographs
 from seawall.local.demo import Summary
 from seawall.local.mesh import ROOMS
+from seawall.runtime.topics import TopicNames
 from tests.e2e.conftest import UpMesh, logs_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -97,7 +98,7 @@ def test_why_of_an_unknown_id_says_so_in_one_line(mesh: UpMesh) -> None:
 def test_topics_are_as_they_must_be(mesh: UpMesh) -> None:
     assert mesh.seawall_json("topics", "check") == {
         "ok": True,
-        "topics": ["generations.v1", "signals.v1", "decisions.v1", "dead_letters.v1", "bank_entries.v1"],
+        "topics": list(TopicNames().all),
         "problems": [],
     }
     assert mesh.seawall_json("topics", "apply")["created"] == []

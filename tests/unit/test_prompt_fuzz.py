@@ -51,6 +51,7 @@ def read(text: str, negative: str = "", turns: tuple[str, ...] = ()) -> Detectio
 @example("\ud800 lone")
 @example("s t a t u e|")
 @example("|s t a t u e")
+@example("s t a t u e|explicit|s t a t u e")
 @example("a\u0301" * 200 + " \u0328\u0301\u0327" * 50)
 def test_every_view_of_hostile_text_is_well_formed_and_knows_its_origin(text: str) -> None:
     try:

@@ -268,6 +268,8 @@ def _with_runs(text: str, runs: Sequence[Span]) -> tuple[bytes, tuple[Span, ...]
     glued: list[Span] = []
     at = 0
     for start, end in runs:
+        if start < at:
+            continue  # one with the run before it, by the sign between them
         # A sign beside a run may have been read as a letter since: it is the run's now.
         if (beside := _TOKEN.match(text, end)) is not None:
             end = beside.end()
