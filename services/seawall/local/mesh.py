@@ -35,6 +35,9 @@ FOLLOWER = "perceptual_hashing"
 #: Name of the broker among the rooms.
 KAFKA = "kafka"
 
+#: For a room that nobody waits for: few large fetches instead of one a signal, which would cost the broker more than
+#: the room itself.
+_PATIENT = {"SEAWALL_KAFKA__FETCH_MIN_BYTES": "65536", "SEAWALL_KAFKA__FETCH_MAX_WAIT_MS": "500"}
 #: Of each topic. One process reads them all here, and every fetch names every partition: more would only cost.
 PARTITIONS = 2
 SERVICES_SECONDS = 120.0
@@ -129,7 +132,10 @@ class Mesh:
                 supervisor.start([follower])
                 await supervisor.ready(STAGES, timeout=SERVICES_SECONDS)
                 readers = [_relay(home, stage, sockets, shared) for stage in STAGES]
-                others = [_reader(home, name, shared) for name in ("perceptual_hashing.retroactive", "aggregator")]
+                others = [
+                    _reader(home, "perceptual_hashing.retroactive", {**_PATIENT, **shared}),
+                    _reader(home, "aggregator", shared),
+                ]
                 supervisor.start([*readers, *others])
                 await supervisor.ready(timeout=READERS_SECONDS)
                 with _announced(home, kafka.bootstrap_servers):
