@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
 import typer
 
-from seawall.core.errors import Fatal
+from seawall.cli.options import Json, extra
 
 policy_app = typer.Typer(no_args_is_help=True, help="Check, test, compare and replay policies: see docs/policy.md.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a lone policy file.")]
 Samples = Annotated[int, typer.Option(min=0, max=1000, help="Generation ids to show of each change.")]
 
@@ -102,11 +100,4 @@ def shadow(
 
 
 def _policy() -> ModuleType:
-    try:
-        return import_module("seawall.cli.policy")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("seawall"):
-            raise
-        raise Fatal(
-            "EXTRA_MISSING", f"policies need the package {error.name}: pip install 'seawall[aggregator]'"
-        ) from error
+    return extra("seawall.cli.policy", "policies", "aggregator")
