@@ -47,7 +47,7 @@ class StatusLines:
     def __call__(self, status: Status) -> None:
         if status.state is State.STOPPED:
             return
-        line = Text(f"{status.room:<26}")
+        line = Text(f"{status.room:<29} ")
         line.append(f"{status.state.value:<9}", _STATE_STYLE[status.state])
         if status.pid is not None:
             line.append(f" pid {status.pid}", "dim")
