@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from opentelemetry.trace import SpanKind
 
 from seawall.aggregator.engine import Engine as Aggregator
-from seawall.api.decision.v1 import decision_pb2
+from seawall.core.decide import Written
 from seawall.core.errors import Retryable, SeawallError
 from seawall.relay.engine import Engine as Relay
 from seawall.runtime.telemetry import BatchSpan, batch_span
@@ -39,7 +39,7 @@ class Listening:
     def ready(self, ready: bool) -> None:
         return None
 
-    def decided(self, decision: decision_pb2.Decision) -> None:
+    def decided(self, decisions: Sequence[Written]) -> None:
         return None
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from seawall.aggregator import engine as aggregator_engine
 from seawall.aggregator import service as aggregator_service
-from seawall.api.decision.v1 import decision_pb2
 from seawall.core import decide
 from seawall.core.clock import SystemClock
 from seawall.core.join import Completed
@@ -81,7 +80,7 @@ def _aggregator_read() -> None:
     module: Any = decide
     joint = decide.joint
 
-    def killed(completed: Completed, lineup: Lineup) -> decision_pb2.Decision:
+    def killed(completed: Completed, lineup: Lineup) -> decide.Written:
         kill_once()
         return joint(completed, lineup)
 

@@ -20,6 +20,7 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.clock import Clock, SystemClock
+from seawall.core.decide import Written
 from seawall.core.errors import SeawallError
 from seawall.core.policy import Rollout
 from seawall.relay.dead_letters import DeadLetters
@@ -85,8 +86,8 @@ class Seen:
             self.is_ready = ready
             self.changed.set()
 
-    def decided(self, decision: decision_pb2.Decision) -> None:
-        self.decisions.append(decision)
+    def decided(self, decisions: Sequence[Written]) -> None:
+        self.decisions += [written.whole() for written in decisions]
         self.changed.set()
 
     def named(self, name: str) -> list[dict[str, Any]]:

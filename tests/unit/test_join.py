@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +32,7 @@ def at_signal(offset: int) -> Position:
     return Position(SIGNALS, 0, offset, 2_000 + offset)
 
 
-def completed(events: list[Event]) -> Completed:
+def completed(events: Sequence[Event]) -> Completed:
     assert len(events) == 1
     assert isinstance(events[0], Completed)
     return events[0]
@@ -39,7 +41,7 @@ def completed(events: list[Event]) -> Completed:
 def test_a_prompt_alone_needs_no_image_stage() -> None:
     state = join()
     g = generation()
-    assert state.on_generation(g, at_generation(0)) == []
+    assert not state.on_generation(g, at_generation(0))
     done = completed(state.on_signal(signal(g, PROMPT, offset=0), at_signal(0)))
     assert done.joined.missing == []
     assert done.completed_by == at_signal(0)
@@ -49,8 +51,8 @@ def test_media_waits_for_both_image_stages() -> None:
     state = join()
     g = generation(media=1)
     state.on_generation(g, at_generation(0))
-    assert state.on_signal(signal(g, PROMPT, offset=0), at_signal(0)) == []
-    assert state.on_signal(signal(g, HASHING, offset=0), at_signal(1)) == []
+    assert not state.on_signal(signal(g, PROMPT, offset=0), at_signal(0))
+    assert not state.on_signal(signal(g, HASHING, offset=0), at_signal(1))
     assert state.open_count == 1
     done = completed(state.on_signal(signal(g, CLASSIFICATION, offset=0), at_signal(2)))
     assert sorted(done.joined.signals) == [CLASSIFICATION, HASHING, PROMPT]
@@ -71,7 +73,7 @@ def test_a_deadline_for_a_closed_generation_means_nothing() -> None:
     g = generation()
     state.on_generation(g, at_generation(0))
     completed(state.on_signal(signal(g, PROMPT, offset=0), at_signal(0)))
-    assert state.on_deadline(deadline(g, offset=0), at_signal(1)) == []
+    assert not state.on_deadline(deadline(g, offset=0), at_signal(1))
 
 
 def test_early_signals_wait_for_their_generation_in_log_order() -> None:
@@ -93,9 +95,9 @@ def test_a_repeated_signal_is_absorbed_before_and_after_the_decision() -> None:
     g = generation(media=1)
     state.on_generation(g, at_generation(0))
     for offset, stage in enumerate((PROMPT, PROMPT, HASHING)):
-        assert state.on_signal(signal(g, stage, offset=0), at_signal(offset)) == []
+        assert not state.on_signal(signal(g, stage, offset=0), at_signal(offset))
     completed(state.on_signal(signal(g, CLASSIFICATION, offset=0), at_signal(3)))
-    assert state.on_signal(signal(g, CLASSIFICATION, offset=0), at_signal(4)) == []
+    assert not state.on_signal(signal(g, CLASSIFICATION, offset=0), at_signal(4))
 
 
 def test_a_later_signal_replaces_one_that_reports_an_error() -> None:
@@ -122,11 +124,11 @@ def test_the_same_generation_twice_is_joined_once() -> None:
     state = join()
     g = generation()
     state.on_generation(g, at_generation(0))
-    assert state.on_generation(g, at_generation(1)) == []  # while open
+    assert not state.on_generation(g, at_generation(1))  # while open
     completed(state.on_signal(signal(g, PROMPT, offset=0), at_signal(0)))
-    assert state.on_generation(g, at_generation(2)) == []  # once decided
-    assert state.on_signal(signal(g, PROMPT, offset=1), at_signal(1)) == []
-    assert state.on_signal(signal(g, PROMPT, offset=2), at_signal(2)) == []
+    assert not state.on_generation(g, at_generation(2))  # once decided
+    assert not state.on_signal(signal(g, PROMPT, offset=1), at_signal(1))
+    assert not state.on_signal(signal(g, PROMPT, offset=2), at_signal(2))
     state.settle(0)
     assert (state.generation_watermark(), state.signal_watermark()) == (3, 3)
 
@@ -146,17 +148,17 @@ def test_what_a_repeat_measured_counts_where_the_first_knew_nothing() -> None:
 def test_a_recalled_decision_absorbs_a_repeat_but_not_its_own_replay() -> None:
     state = join(next_generation=5)
     g = generation()
-    state.remember(g.generation_id, 1, Decided(5, frozenset({PROMPT})))
+    state.remember((g.generation_id, 1), Decided(5, frozenset({PROMPT}), 1_005))
     state.on_generation(g, at_generation(5))
     assert state.is_open(5)  # the record itself is decided again, with the same bytes
-    assert state.on_generation(g, at_generation(6)) == []
+    assert not state.on_generation(g, at_generation(6))
 
 
 def test_a_recalled_decision_absorbs_the_signals_it_rests_on() -> None:
     state = join(next_generation=6)
     g = generation()
-    state.remember(g.generation_id, 1, Decided(5, frozenset({PROMPT})))
-    assert state.on_signal(signal(g, PROMPT, offset=5), at_signal(0)) == []
+    state.remember((g.generation_id, 1), Decided(5, frozenset({PROMPT}), 1_005))
+    assert not state.on_signal(signal(g, PROMPT, offset=5), at_signal(0))
 
 
 def test_a_second_attempt_is_a_join_of_its_own() -> None:
@@ -211,7 +213,7 @@ def test_signals_of_a_generation_that_the_topic_no_longer_holds_are_late() -> No
 def test_a_signal_with_the_coordinates_of_another_generation_is_not_evidence() -> None:
     state = join()
     state.on_generation(generation("g-1"), at_generation(0))
-    assert state.on_signal(signal(generation("g-2"), PROMPT, offset=0), at_signal(0)) == []
+    assert not state.on_signal(signal(generation("g-2"), PROMPT, offset=0), at_signal(0))
     assert state.is_open(0)
 
 
@@ -264,11 +266,11 @@ class Run:
             self.next[0] += 1
             self._follow(self.join.on_generation(self.log[offset], at_generation(offset)))
 
-    def _follow(self, events: list[Event]) -> None:
+    def _follow(self, events: Sequence[Event]) -> None:
         for event in events:
             if isinstance(event, Completed):
-                decision = decide.joint(event, Lineup.of(POLICY))
-                self.decisions.append((decision.decision_id, decision.SerializeToString(deterministic=True)))
+                written = decide.joint(event, Lineup.of(POLICY))
+                self.decisions.append((written.head.decision_id, written.value))
                 self.join.settle(event.joined.position.offset)
             else:
                 self.join.settle_signal(event.read.position.offset)
@@ -300,9 +302,8 @@ def test_interleaving_and_crashes_do_not_change_a_decision(
     for decision_id, value in crashing.decisions:  # what recall_decisions reads back
         decision = decision_pb2.Decision.FromString(value)
         stages = frozenset(j.signal.stage for j in decision.signals)
-        again.join.remember(
-            decision.generation_id, decision.attempt, Decided(decision.generation_record.offset, stages)
-        )
+        about = Decided(decision.generation_record.offset, stages, decision.generation_log_unix_nano)
+        again.join.remember((decision.generation_id, decision.attempt), about)
         assert expected[decision_id] == value
     while not again.ended:
         again.step(False)
@@ -327,10 +328,10 @@ def test_every_retroactive_signal_of_an_open_generation_joins() -> None:
     g = generation()
     state.on_generation(g, at_generation(0))
     for offset, entry in enumerate(("one", "two", "one")):
-        assert state.on_signal(retroactive(g, entry, offset=0), at_signal(offset)) == []
+        assert not state.on_signal(retroactive(g, entry, offset=0), at_signal(offset))
     done = completed(state.on_signal(signal(g, PROMPT, offset=0), at_signal(3)))
     assert sorted(done.joined.signals) == ["id-one", "id-two", PROMPT]
-    assert state.on_signal(retroactive(g, "two", offset=0), at_signal(4)) == [], "the decision rests on it already"
+    assert not state.on_signal(retroactive(g, "two", offset=0), at_signal(4)), "the decision rests on it already"
     assert len(state.on_signal(retroactive(g, "three", offset=0), at_signal(5))) == 1
 
 
@@ -344,7 +345,7 @@ def test_a_retroactive_signal_is_judged_once_by_its_id() -> None:
 
 def test_what_was_judged_before_a_take_over_is_recalled() -> None:
     state = join(next_generation=9)
-    state.remember_judged(retroactive(generation(), "one", offset=3))
-    state.remember_judged(signal(generation(), PROMPT, offset=3))
-    assert state.on_signal(retroactive(generation(), "one", offset=3), at_signal(0)) == []
+    state.remember_judged(retroactive(generation(), "one", offset=3), 2_000)
+    state.remember_judged(signal(generation(), PROMPT, offset=3), 2_000)
+    assert not state.on_signal(retroactive(generation(), "one", offset=3), at_signal(0))
     assert len(state.on_signal(signal(generation(), PROMPT, offset=3), at_signal(1))) == 1, "a stage may say more"

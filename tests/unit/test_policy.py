@@ -105,7 +105,7 @@ def test_undressing_an_uploaded_photograph_is_blocked(default: Policy) -> None:
 def test_comparisons_tell_measured_from_unmeasured(default: Policy) -> None:
     g = generation()
     verdict = default.judge(g, [prompt_signal(g, minor_sexual=0.7)], [])
-    written = decision_pb2.Decision.FromString(default.comparisons(verdict.scores))
+    written = decision_pb2.Decision.FromString(default.comparisons(verdict.seen.scores))
     by_name = {comparison.threshold: comparison for comparison in written.comparisons}
     assert [comparison.threshold for comparison in written.comparisons] == [t.name for t in default.thresholds]
     assert by_name["prompt_detect"].score == pytest.approx(0.7)

@@ -22,19 +22,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from google.protobuf.message import DecodeError
-
 from seawall.aggregator.recall import recall_decisions
 from seawall.aggregator.settings import JoinSettings
 from seawall.api.control.v1 import control_pb2
-from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.api.signal.v1 import signal_pb2
 from seawall.core import decide
 from seawall.core.clock import Clock, SystemClock
 from seawall.core.errors import Fatal, Poison, Retryable, SeawallError
 from seawall.core.join import Completed, Event, Join, LateSignal, OpenGeneration, Position
 from seawall.core.policy import Lineup, Rollout
-from seawall.core.validate import generation_id_of, parse_generation
+from seawall.core.validate import generation_id_of, parse_generation, parse_join_record
 from seawall.relay.dead_letters import DeadLetters, Fuse
 from seawall.relay.signals import trace_headers
 from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, TopicPartition
@@ -46,8 +44,8 @@ _MILLIS = 1_000_000
 class Observer(Protocol):
     """What the engine tells the outside. Must not block or raise."""
 
-    def decided(self, decision: decision_pb2.Decision) -> None:
-        """A decision was acknowledged by the broker."""
+    def decided(self, decisions: Sequence[decide.Written]) -> None:
+        """Decisions were acknowledged by the broker."""
         ...
 
     def event(self, name: str, **fields: Any) -> None:
@@ -91,7 +89,7 @@ class _Outbox:
     """Outputs of one turn, and what is settled once they are acknowledged."""
 
     outputs: list[Output] = field(default_factory=list)
-    decisions: list[decision_pb2.Decision] = field(default_factory=list)
+    decisions: list[decide.Written] = field(default_factory=list)
     settle: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -296,23 +294,18 @@ class Engine:
         self.stats.signals += 1
         position = _position(record)
         try:
-            join = control_pb2.JoinRecord.FromString(record.value or b"")
-            kind = join.WhichOneof("record")
-            if kind is None:
-                raise Poison("UNDECODABLE", "the value is neither a signal nor a deadline this version knows")
-            body = join.signal if kind == "signal" else join.deadline
-            if body.generation_record.partition != state.number:
-                raise Poison("WRONG_PARTITION", "generation_record.partition is not the partition this was written to")
-        except (DecodeError, Poison) as error:
+            body, wire = parse_join_record(record.value, state.number)
+        except Poison as error:
             if state.join.on_undecodable_signal(position):
-                poison = error if isinstance(error, Poison) else Poison("UNDECODABLE", "the value is not a JoinRecord")
-                self._divert(record, poison, outbox)
+                self._divert(record, error, outbox)
                 outbox.settle.append(partial(state.join.settle_signal, position.offset))
             return
-        if kind == "signal":
-            self._follow(state, state.join.on_signal(join.signal, position), outbox)
+        if isinstance(body, signal_pb2.Signal):
+            events = state.join.on_signal(body, position, wire)
         else:
-            self._follow(state, state.join.on_deadline(join.deadline, position), outbox)
+            events = state.join.on_deadline(body, position)
+        if events:
+            self._follow(state, events, outbox)
 
     def _divert(self, record: Record, error: Poison, outbox: _Outbox) -> None:
         self._fuse.check()
@@ -328,9 +321,9 @@ class Engine:
             match event:
                 case Completed(joined, _):
                     offset = joined.position.offset
-                    decision = decide.joint(event, state.lineups.pop(offset))
-                    self._put(outbox, state, decision)
-                    if decision.rescanned:
+                    written = decide.joint(event, state.lineups.pop(offset))
+                    self._put(outbox, state, written)
+                    if written.head.rescanned:
                         outbox.settle.append(partial(self._plan_rescan, state, joined))
                     else:
                         outbox.settle.append(partial(state.join.settle, offset))
@@ -339,17 +332,18 @@ class Engine:
                     amendment = decide.amendment(read, lineup)
                     if amendment is not None:
                         self._put(outbox, state, amendment)
+                        self.stats.amendments += 1
                     offset = read.position.offset
                     outbox.settle.append(partial(state.join.settle_signal, offset))
 
-    def _put(self, outbox: _Outbox, state: _Partition, decision: decision_pb2.Decision) -> None:
-        outbox.decisions.append(decision)
-        outbox.outputs.append(self._output(decision, state.number))
-
-    def _output(self, decision: decision_pb2.Decision, partition: int) -> Output:
-        headers = [("traceparent", decision.traceparent.encode())] if decision.traceparent else []
-        value = decision.SerializeToString(deterministic=True)
-        return Output(self._decisions, partition, decision.generation_id.encode(), value, headers)
+    def _put(self, outbox: _Outbox, state: _Partition, written: decide.Written) -> None:
+        head = written.head
+        traceparent = head.traceparent
+        headers = (("traceparent", traceparent.encode()),) if traceparent else ()
+        outbox.decisions.append(written)
+        outbox.outputs.append(
+            Output(self._decisions, state.number, head.generation_id.encode(), written.value, headers)
+        )
 
     # ---- time --------------------------------------------------------------------------------------------------
 
@@ -455,10 +449,8 @@ class Engine:
             self._blocked -= blocked
         for settle in outbox.settle:
             settle()
-        for decision in outbox.decisions:
-            self.stats.decisions += 1
-            self.stats.amendments += decision.kind == decision_pb2.DECISION_KIND_AMENDMENT
-            self._observer.decided(decision)
+        self.stats.decisions += len(outbox.decisions)
+        self._observer.decided(outbox.decisions)
 
     def _shorten(self, output: Output) -> Output:
         if output.topic != self._decisions:
@@ -466,14 +458,12 @@ class Engine:
                 "RECORD_TOO_LARGE",
                 f"a record for {output.topic} exceeds max.message.bytes: raise it (seawall topics apply)",
             )
-        decision = decision_pb2.Decision.FromString(output.value or b"")
-        if decision.truncated:
+        value = output.value or b""
+        shorter = decide.shortened(value)
+        if len(shorter) >= len(value):
             raise Fatal("RECORD_TOO_LARGE", f"max.message.bytes of {output.topic} is too small for any decision")
-        decision.truncated = True
-        for joined in decision.signals:
-            del joined.signal.items[:]
-        self._observer.event("decision_truncated", generation_id=decision.generation_id)
-        return output._replace(value=decision.SerializeToString(deterministic=True))
+        self._observer.event("decision_truncated", generation_id=(output.key or b"").decode())
+        return output._replace(value=shorter)
 
     # ---- commit, rebalance -------------------------------------------------------------------------------------
 
@@ -544,6 +534,7 @@ class Engine:
                 next_generation=generations or 0,
                 next_signal=signals or 0,
                 remember=self._settings.remember,
+                remember_nanos=int(self._settings.remember_seconds * _NANOS),
             )
             taken[number] = _Partition(number, join, committed=(generations or 0, signals or 0))
         if numbers and self._settings.recall:

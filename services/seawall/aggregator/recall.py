@@ -55,7 +55,10 @@ def _remember(join: Join, value: bytes | None) -> None:
         return
     if decision.kind == decision_pb2.DECISION_KIND_JOINT and decision.attempt:
         stages = frozenset(role(joined.signal) for joined in decision.signals if not has_error(joined.signal))
-        join.remember(decision.generation_id, decision.attempt, Decided(decision.generation_record.offset, stages))
+        join.remember(
+            (decision.generation_id, decision.attempt),
+            Decided(decision.generation_record.offset, stages, decision.generation_log_unix_nano),
+        )
     elif decision.kind == decision_pb2.DECISION_KIND_AMENDMENT:
         for joined in decision.signals:
-            join.remember_judged(joined.signal)
+            join.remember_judged(joined.signal, joined.log_unix_nano)

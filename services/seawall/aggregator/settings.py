@@ -16,8 +16,10 @@ class JoinSettings(Group):
     max_open: int = Field(default=20_000, ge=1)
     # Signals that wait for their generation, per partition. Above it signals are not read on.
     max_early: int = Field(default=60_000, ge=1)
-    # Decided attempts that are remembered, per partition, to absorb repeats.
+    # Decided attempts that are remembered, per partition, to absorb repeats; and for how long, by the log times of the
+    # generation and of what repeats it. Longer than any budget: a generation is open for that long.
     remember: int = Field(default=20_000, ge=1)
+    remember_seconds: Seconds = 3_600.0
     # How many of the newest decisions are read back when a partition is taken over, to absorb repeats from before.
     recall: int = Field(default=2_000, ge=0)
     # Records of one poll.

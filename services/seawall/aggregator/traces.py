@@ -13,12 +13,16 @@ came with the generation:
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from opentelemetry.trace import SpanKind
 
 from seawall.aggregator.settings import TraceSettings
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.signal.v1 import signal_pb2
+from seawall.core.decide import Written
 from seawall.relay.observe import StreamObserver
 from seawall.runtime import metrics, telemetry
 from seawall.runtime.topics import TopicNames
@@ -35,25 +39,31 @@ class AggregatorObserver(StreamObserver):
         self._settings = settings
         self._slow = _Allowance(settings.slow_per_second)
 
-    def decided(self, decision: decision_pb2.Decision) -> None:
-        """Count the decision, and trace it if it is to be."""
-        outcome = decision_pb2.Outcome.Name(decision.outcome)
-        metrics.DECISIONS.add(1, {metrics.OUTCOME: outcome, metrics.RULE: decision.rule_id})
-        seconds = (decision.decided_unix_nano - decision.generation_log_unix_nano) / _NANOS
-        if decision.kind == decision_pb2.DECISION_KIND_JOINT:
-            metrics.DECISION_DURATION.record(seconds, {metrics.OUTCOME: outcome})
-        if telemetry.is_recording() and self._chosen(decision, seconds):
-            self._trace(decision, outcome)
+    def decided(self, decisions: Sequence[Written]) -> None:
+        """Count the decisions, and trace those that are to be."""
+        counts: Counter[tuple[decision_pb2.Outcome.ValueType, str]] = Counter()
+        recording = telemetry.is_recording()
+        for written in decisions:
+            head = written.head
+            outcome = head.outcome
+            counts[outcome, head.rule_id] += 1
+            seconds = (head.decided_unix_nano - head.generation_log_unix_nano) / _NANOS
+            if head.kind == decision_pb2.DECISION_KIND_JOINT:
+                metrics.DECISION_DURATION.record(seconds, _outcome_attributes(outcome))
+            if recording and self._chosen(head, seconds):
+                self._trace(written.whole())
+        for (outcome, rule_id), count in counts.items():
+            metrics.DECISIONS.add(count, {**_outcome_attributes(outcome), metrics.RULE: rule_id})
 
-    def _chosen(self, decision: decision_pb2.Decision, seconds: float) -> bool:
-        if decision.outcome != decision_pb2.OUTCOME_ALLOW:
+    def _chosen(self, head: decision_pb2.Decision, seconds: float) -> bool:
+        if head.outcome != decision_pb2.OUTCOME_ALLOW:
             return True
         # What has an item in error is never ALLOW.
-        if int(decision.decision_id[:8], 16) < self._settings.allow_share * 0x1_0000_0000:
+        if int(head.decision_id[:8], 16) < self._settings.allow_share * 0x1_0000_0000:
             return True
         return seconds > self._settings.slow_seconds and self._slow.take()
 
-    def _trace(self, decision: decision_pb2.Decision, outcome: str) -> None:
+    def _trace(self, decision: decision_pb2.Decision) -> None:
         incoming = telemetry.TraceContext.parse(decision.traceparent)
         record = decision.generation_record
         root = telemetry.record_span(
@@ -71,7 +81,7 @@ class AggregatorObserver(StreamObserver):
                 metrics.GENERATION_ID: decision.generation_id,
                 metrics.ATTEMPT: decision.attempt,
                 metrics.DECISION_ID: decision.decision_id,
-                metrics.OUTCOME: outcome,
+                **_outcome_attributes(decision.outcome),
                 metrics.RULE: decision.rule_id,
                 metrics.POLICY_DIGEST: decision.policy_digest,
             },
@@ -109,6 +119,12 @@ class AggregatorObserver(StreamObserver):
                 parent=stage,
                 attributes={metrics.RPC_SYSTEM: "grpc"},
             )
+
+
+@lru_cache(maxsize=64)
+def _outcome_attributes(outcome: decision_pb2.Outcome.ValueType) -> Mapping[str, str]:
+    """Not to be changed: they are shared."""
+    return {metrics.OUTCOME: decision_pb2.Outcome.Name(outcome)}
 
 
 class _Allowance:

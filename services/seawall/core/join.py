@@ -10,6 +10,7 @@ What makes a replay decide the same:
 * Of two signals of one stage the first counts, unless it reports an error and the join is still open: then a later one
   replaces it. That, too, is a matter of log order.
 * Time is a record: a Deadline that is read closes the join; a clock only decides when one is written.
+* Whether a record repeats what is decided already is a matter of both records' log times, not of when they are read.
 
 Offsets. A generation is *settled* once everything that follows from it has been acknowledged. The generation watermark
 is the lowest unsettled generation. The signal watermark is the lowest signal of any generation at or above the
@@ -20,8 +21,9 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from seawall.api.control.v1 import control_pb2
@@ -46,6 +48,8 @@ class ReadSignal(NamedTuple):
 
     signal: signal_pb2.Signal
     position: Position
+    #: Its bytes as they stand there; None: as protobuf itself writes them.
+    wire: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -57,6 +61,11 @@ class OpenGeneration:
     traceparent: str
     required: frozenset[str]
     signals: dict[str, ReadSignal] = field(default_factory=dict)
+    #: Generation id and attempt.
+    key: tuple[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = (self.generation.generation_id, self.generation.attempt)
 
     @property
     def missing(self) -> list[str]:
@@ -86,6 +95,18 @@ class Decided(NamedTuple):
     offset: int
     #: Stages whose signals the decision rests on and that reported no error; of a retroactive signal its id.
     stages: frozenset[str]
+    #: Log time of its generation record.
+    log_nanos: int
+
+
+#: A signal, or None for a Deadline, and where it stood.
+_Routed = tuple[ReadSignal | None, Position]
+
+
+@lru_cache(maxsize=1024)
+def _one_of(stages: frozenset[str]) -> frozenset[str]:
+    """One object for equal sets: thousands of decisions that are remembered rest on the same stages."""
+    return stages
 
 
 def has_error(signal: signal_pb2.Signal) -> bool:
@@ -108,22 +129,33 @@ class Join:
     Args:
         required: which stages must report for a generation.
         next_generation, next_signal: the offsets that will be read first.
-        remember: how many decided attempts are remembered, to absorb duplicates of generations and signals.
+        remember: how many decided attempts are remembered, to absorb repeats of generations and signals.
+        remember_nanos: for how long, from a generation's log time on; longer than one can be open.
     """
 
-    def __init__(self, required: Required, *, next_generation: int, next_signal: int, remember: int = 20_000) -> None:
+    def __init__(
+        self,
+        required: Required,
+        *,
+        next_generation: int,
+        next_signal: int,
+        remember: int = 20_000,
+        remember_nanos: int = 3_600_000_000_000,
+    ) -> None:
         self._required = required
         self._next_generation = next_generation
         self._next_signal = next_signal
         self._remember = remember
+        self._remember_nanos = remember_nanos
         self._open: dict[int, OpenGeneration] = {}
         self._open_by_id: dict[tuple[str, int], int] = {}
         #: Signals and deadlines read before their generation, by the generation's offset, in log order.
-        self._early: dict[int, list[tuple[signal_pb2.Signal | None, Position]]] = {}
+        self._early: dict[int, list[_Routed]] = {}
         self._early_count = 0
         self._decided: OrderedDict[tuple[str, int], Decided] = OrderedDict()
-        #: Ids of retroactive signals that were judged alone. The same id says the same, so it is judged once.
-        self._judged: OrderedDict[str, None] = OrderedDict()
+        #: Ids of retroactive signals that were judged alone, with their log times. The same id says the same, so it is
+        #: judged once.
+        self._judged: OrderedDict[str, int] = OrderedDict()
         self._unsettled: set[int] = set()
         self._unsettled_heap: list[int] = []
         self._first_signal: set[int] = set()
@@ -133,48 +165,61 @@ class Join:
 
     # ---- what went in before -----------------------------------------------------------------------------------
 
-    def remember(self, generation_id: str, attempt: int, decided: Decided) -> None:
+    def remember(self, key: tuple[str, int], decided: Decided) -> None:
         """Recall a decision that was written before this instance took over (read back from decisions.v1)."""
-        key = (generation_id, attempt)
-        if key in self._decided:
-            return
-        self._decided[key] = decided
-        if len(self._decided) > self._remember:
-            self._decided.popitem(last=False)
+        if key not in self._decided:
+            self._remember_decided(key, decided)
 
-    def remember_judged(self, signal: signal_pb2.Signal) -> None:
+    def remember_judged(self, signal: signal_pb2.Signal, log_nanos: int) -> None:
         """Recall a late signal that was judged before, here or by whoever had the partition."""
         if signal.HasField("caused_by"):
-            self._judged[signal.signal_id] = None
-            if len(self._judged) > self._remember:
-                self._judged.popitem(last=False)
+            judged = self._judged
+            judged[signal.signal_id] = log_nanos
+            while judged and (len(judged) > self._remember or not self._recent(next(iter(judged.values())), log_nanos)):
+                judged.popitem(last=False)
+
+    def _remember_decided(self, key: tuple[str, int], decided: Decided) -> None:
+        remembered = self._decided
+        remembered[key] = decided
+        while len(remembered) > self._remember or not self._recent(
+            next(iter(remembered.values())).log_nanos, decided.log_nanos
+        ):
+            remembered.popitem(last=False)
+
+    def _recent(self, then: int, now: int) -> bool:
+        return now - then <= self._remember_nanos
+
+    def _recall(self, key: tuple[str, int], position: Position) -> Decided | None:
+        """What is known of an attempt that is decided, seen from a record's own log time."""
+        decided = self._decided.get(key)
+        return decided if decided is not None and self._recent(decided.log_nanos, position.log_nanos) else None
 
     # ---- records -----------------------------------------------------------------------------------------------
 
     def on_generation(
         self, generation: generation_pb2.Generation, position: Position, traceparent: str = ""
-    ) -> list[Event]:
+    ) -> Sequence[Event]:
         """A generation record was read. Repeats of an attempt, open or remembered, are absorbed."""
         offset = position.offset
         if offset < self._next_generation:
-            return []
+            return ()
         events = self._advance(offset)
-        key = (generation.generation_id, generation.attempt)
-        decided = self._decided.get(key)
+        joined = OpenGeneration(generation, position, traceparent, self._required(generation))
+        key = joined.key
+        decided = self._recall(key, position)
         if key in self._open_by_id or (decided is not None and decided.offset < offset):
             self._take_early(offset)
             return events
-        joined = OpenGeneration(generation, position, traceparent, self._required(generation))
         self._open[offset] = joined
         self._open_by_id[key] = offset
         self._unsettle(offset)
         if not joined.required:
             events.append(self._complete(offset, position))
-        for signal, at in self._take_early(offset):
-            events.extend(self._apply(offset, signal, at))
+        for read, at in self._take_early(offset):
+            events.extend(self._apply(offset, read, at))
         return events
 
-    def on_malformed(self, position: Position) -> list[Event] | None:
+    def on_malformed(self, position: Position) -> Sequence[Event] | None:
         """A generation record was read that cannot be joined; the caller decides it alone, then settles it.
 
         Returns None if it was read before.
@@ -186,17 +231,17 @@ class Join:
         self._unsettle(position.offset)
         return events
 
-    def on_signal(self, signal: signal_pb2.Signal, position: Position) -> list[Event]:
-        """A signal was read."""
+    def on_signal(self, signal: signal_pb2.Signal, position: Position, wire: bytes | None = None) -> Sequence[Event]:
+        """A signal was read; ``wire`` as in ``ReadSignal``."""
         if position.offset < self._next_signal:
-            return []
+            return ()
         self._next_signal = position.offset + 1
-        return self._route(signal.generation_record.offset, signal, position)
+        return self._route(signal.generation_record.offset, ReadSignal(signal, position, wire), position)
 
-    def on_deadline(self, deadline: control_pb2.Deadline, position: Position) -> list[Event]:
+    def on_deadline(self, deadline: control_pb2.Deadline, position: Position) -> Sequence[Event]:
         """A Deadline was read: the join closes with what it has. It means nothing for a generation no longer open."""
         if position.offset < self._next_signal:
-            return []
+            return ()
         self._next_signal = position.offset + 1
         return self._route(deadline.generation_record.offset, None, position)
 
@@ -261,59 +306,64 @@ class Join:
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _route(self, generation_offset: int, signal: signal_pb2.Signal | None, position: Position) -> list[Event]:
-        if generation_offset >= self.generation_watermark():
-            self._note_first_signal(generation_offset, position.offset)
+    def _route(self, generation_offset: int, read: ReadSignal | None, position: Position) -> Sequence[Event]:
+        if generation_offset not in self._first_signal and generation_offset >= self.generation_watermark():
+            self._first_signal.add(generation_offset)
+            heapq.heappush(self._first_signal_heap, (position.offset, generation_offset))
         if generation_offset >= self._next_generation:
-            self._early.setdefault(generation_offset, []).append((signal, position))
+            self._early.setdefault(generation_offset, []).append((read, position))
             self._early_count += 1
-            return []
-        return self._apply(generation_offset, signal, position)
+            return ()
+        return self._apply(generation_offset, read, position)
 
-    def _apply(self, generation_offset: int, signal: signal_pb2.Signal | None, position: Position) -> list[Event]:
+    def _apply(self, generation_offset: int, read: ReadSignal | None, position: Position) -> Sequence[Event]:
         joined = self._open.get(generation_offset)
         if joined is None:
-            return [] if signal is None else self._late(generation_offset, signal, position)
-        if signal is None:
-            return [self._complete(generation_offset, position)]
-        if (signal.generation_id, signal.attempt) != (joined.generation.generation_id, joined.generation.attempt):
+            return () if read is None else self._late(generation_offset, read)
+        if read is None:
+            return (self._complete(generation_offset, position),)
+        signal = read.signal
+        if (signal.generation_id, signal.attempt) != joined.key:
             # Coordinates of another topic's life (recreated, restored): not evidence about this generation.
-            return []
+            return ()
         part = role(signal)
         before = joined.signals.get(part)
         if before is None or has_error(before.signal):
-            joined.signals[part] = ReadSignal(signal, position)
+            joined.signals[part] = read
         if joined.required <= joined.signals.keys():
-            return [self._complete(generation_offset, position)]
-        return []
+            return (self._complete(generation_offset, position),)
+        return ()
 
-    def _late(self, generation_offset: int, signal: signal_pb2.Signal, position: Position) -> list[Event]:
-        decided = self._decided.get((signal.generation_id, signal.attempt))
+    def _late(self, generation_offset: int, read: ReadSignal) -> Sequence[Event]:
+        signal, position, _ = read
+        key = (signal.generation_id, signal.attempt)
+        decided = self._recall(key, position)
         if decided is not None and role(signal) in decided.stages:
-            return []
+            return ()
         if decided is not None and signal.HasField("caused_by") and decided.offset != generation_offset:
             # Found again in a repeat of the record: the one that was decided has a signal of its own.
-            return []
-        if signal.signal_id in self._judged:
-            return []
-        if (signal.generation_id, signal.attempt) in self._open_by_id:
+            return ()
+        judged = self._judged.get(signal.signal_id)
+        if judged is not None and self._recent(judged, position.log_nanos):
+            return ()
+        if key in self._open_by_id:
             # A repeated record's signal while the first is still open: the first record's own signal will come.
-            return []
-        self.remember_judged(signal)
+            return ()
+        self.remember_judged(signal, position.log_nanos)
         self._unsettle_signal(position.offset)
-        return [LateSignal(ReadSignal(signal, position))]
+        return (LateSignal(read),)
 
     def _complete(self, generation_offset: int, completed_by: Position) -> Completed:
         joined = self._open.pop(generation_offset)
-        key = (joined.generation.generation_id, joined.generation.attempt)
+        key = joined.key
         del self._open_by_id[key]
-        stages = frozenset(stage for stage, read in joined.signals.items() if not has_error(read.signal))
+        stages = frozenset([part for part, read in joined.signals.items() if not has_error(read.signal)])
         self._decided.pop(key, None)
-        self.remember(*key, Decided(generation_offset, stages))
+        self._remember_decided(key, Decided(generation_offset, _one_of(stages), joined.position.log_nanos))
         return Completed(joined, completed_by)
 
-    def _take_early(self, generation_offset: int) -> list[tuple[signal_pb2.Signal | None, Position]]:
-        waiting = self._early.pop(generation_offset, [])
+    def _take_early(self, generation_offset: int) -> Sequence[_Routed]:
+        waiting = self._early.pop(generation_offset, ())
         self._early_count -= len(waiting)
         return waiting
 
@@ -325,8 +375,8 @@ class Join:
             gone = sorted(early for early in self._early if early < offset)
             self._next_generation = offset
             for early in gone:
-                for signal, at in self._take_early(early):
-                    events.extend(self._apply(early, signal, at))
+                for read, at in self._take_early(early):
+                    events.extend(self._apply(early, read, at))
         self._next_generation = offset + 1
         return events
 
@@ -337,8 +387,3 @@ class Join:
     def _unsettle_signal(self, signal_offset: int) -> None:
         self._unsettled_signals.add(signal_offset)
         heapq.heappush(self._unsettled_signal_heap, signal_offset)
-
-    def _note_first_signal(self, generation_offset: int, signal_offset: int) -> None:
-        if generation_offset not in self._first_signal:
-            self._first_signal.add(generation_offset)
-            heapq.heappush(self._first_signal_heap, (signal_offset, generation_offset))

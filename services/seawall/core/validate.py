@@ -1,12 +1,17 @@
-"""What makes a generation record well formed. Relays and the aggregator share this, so they set aside the same ones."""
+"""What makes a record of the stream well formed. Rooms share this, so they set aside the same ones."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from google.protobuf.message import DecodeError
 
+from seawall.api.control.v1 import control_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.api.signal.v1 import signal_pb2
 from seawall.core import identity
 from seawall.core.errors import Poison
+from seawall.core.wire import only_field
 
 _MODALITIES = frozenset(generation_pb2.Modality.values()) - {generation_pb2.MODALITY_UNSPECIFIED}
 _MEDIA_NEXUS = frozenset(
@@ -60,9 +65,10 @@ def check_generation(generation: generation_pb2.Generation) -> None:
         has_prompt = True
         if not generation.negative_prompt.ciphertext:
             raise Poison("EMPTY_CIPHERTEXT", "negative_prompt.ciphertext is empty: seal the text, or leave it unset")
-    if len(generation.turns) > MAX_TURNS:
-        raise Poison("TOO_MANY_TURNS", f"turns has {len(generation.turns)} texts: send the last {MAX_TURNS} at most")
-    if any(not turn.ciphertext for turn in generation.turns):
+    turns = generation.turns
+    if len(turns) > MAX_TURNS:
+        raise Poison("TOO_MANY_TURNS", f"turns has {len(turns)} texts: send the last {MAX_TURNS} at most")
+    if turns and not all(turn.ciphertext for turn in turns):
         raise Poison("EMPTY_CIPHERTEXT", "turns holds an empty ciphertext: seal the text, or leave the turn out")
     if generation.media:
         _check_media(generation)
@@ -88,6 +94,33 @@ def _check_media(generation: generation_pb2.Generation) -> None:
             raise Poison("NO_URI", "media.content.uri is empty: put the bytes in the content store first")
         if len(item.content.sha256) != 32:
             raise Poison("BAD_SHA256", "media.content.sha256 must be the 32 bytes of SHA-256 over the content")
+
+
+_SIGNAL_FIELD: Final = control_pb2.JoinRecord.SIGNAL_FIELD_NUMBER
+
+
+def parse_join_record(
+    value: bytes | None, partition: int
+) -> tuple[signal_pb2.Signal | control_pb2.Deadline, bytes | None]:
+    """Decode one value of signals.v1, read from this partition.
+
+    Returns what it holds, and its bytes where it is a signal that the value holds in one piece.
+
+    Raises:
+        Poison: UNDECODABLE, or WRONG_PARTITION if it speaks of a generation of another one.
+    """
+    value = value or b""
+    try:
+        record = control_pb2.JoinRecord.FromString(value)
+    except DecodeError as error:
+        raise Poison("UNDECODABLE", "the value is not a seawall.api.control.v1.JoinRecord") from error
+    kind = record.WhichOneof("record")
+    if kind is None:
+        raise Poison("UNDECODABLE", "the value is neither a signal nor a deadline this version knows")
+    body = record.signal if kind == "signal" else record.deadline
+    if body.generation_record.partition != partition:
+        raise Poison("WRONG_PARTITION", "generation_record.partition is not the partition this was written to")
+    return body, only_field(value, _SIGNAL_FIELD)
 
 
 def generation_id_of(key: bytes | None, topic: str, partition: int, offset: int) -> str:

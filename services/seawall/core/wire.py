@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+_SMALL = [bytes((number,)) for number in range(0x80)]
+
 
 def varint(number: int) -> bytes:
     """The base-128 encoding of a number that is not negative."""
     if number < 0x80:
-        return bytes((number,))
+        return _SMALL[number]
+    if number < 0x4000:
+        return b"%c%c" % (number & 0x7F | 0x80, number >> 7)
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+def only_field(message: bytes, field: int) -> bytes | None:
+    """The body of a message's field with a length, where the message holds just that field, and nothing before or after
+    it; else None."""
+    if not message or message[0] != field << 3 | 2:
+        return None
+    size = shift = 0
+    at = 1
+    for byte in message[1:6]:
+        at += 1
+        size |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return message[at:] if at + size == len(message) else None
+        shift += 7
+    return None
 
 
 def tag(field: int, wire_type: int) -> bytes:

@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from google.protobuf.message import DecodeError
-
 from seawall.aggregator.replay.tally import Said, Tally
-from seawall.api.control.v1 import control_pb2
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.api.signal.v1 import signal_pb2
 from seawall.core import decide
 from seawall.core.errors import Fatal, Poison
 from seawall.core.join import Completed, OpenGeneration, Position, ReadSignal, role
 from seawall.core.policy import Lineup, Policy
-from seawall.core.validate import parse_generation
+from seawall.core.validate import parse_generation, parse_join_record
 from seawall.runtime.broker import Broker, Record, TopicPartition
 
 _POLL_RECORDS = 5_000
@@ -62,7 +60,7 @@ async def remake(broker: Broker, recorded: bytes, find: Callable[[str], Policy])
     if amendment:
         wanted = {_at(decision.completed_by)}
     records = await _fetch(broker, wanted)
-    made: decision_pb2.Decision | None
+    made: decide.Written | None
     if amendment:
         record = records[_at(decision.completed_by)]
         made = decide.amendment(_read_signal(record), lineup)
@@ -70,16 +68,12 @@ async def remake(broker: Broker, recorded: bytes, find: Callable[[str], Policy])
         made = _joint(decision, records, lineup)
     if made is None:
         return Remade(decision, recorded, b"")
-    if decision.truncated:
-        made.truncated = True
-        for joined in made.signals:
-            del joined.signal.items[:]
-    return Remade(decision, recorded, made.SerializeToString(deterministic=True))
+    return Remade(decision, recorded, decide.shortened(made.value) if decision.truncated else made.value)
 
 
 def _joint(
     decision: decision_pb2.Decision, records: Mapping[tuple[str, int, int], Record], lineup: Lineup
-) -> decision_pb2.Decision:
+) -> decide.Written:
     record = records[_at(decision.generation_record)]
     position = _position(record)
     completed_by = _position(records[_at(decision.completed_by)])
@@ -95,11 +89,14 @@ def _joint(
 
 
 def _read_signal(record: Record) -> ReadSignal:
+    where = f"{record.topic}/{record.partition}/{record.offset}"
     try:
-        signal = control_pb2.JoinRecord.FromString(record.value or b"").signal
-    except DecodeError as error:
-        raise Fatal("UNDECODABLE", f"{record.topic}/{record.partition}/{record.offset} is no JoinRecord") from error
-    return ReadSignal(signal, _position(record))
+        signal, wire = parse_join_record(record.value, record.partition)
+    except Poison as error:
+        raise Fatal(error.reason, f"{where}: {error.detail}") from error
+    if not isinstance(signal, signal_pb2.Signal):
+        raise Fatal("UNDECODABLE", f"{where} holds no signal: the topic was made anew since")
+    return ReadSignal(signal, _position(record), wire)
 
 
 def _position(record: Record) -> Position:

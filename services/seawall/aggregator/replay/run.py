@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from google.protobuf.message import DecodeError
-
 from seawall.aggregator.replay.records import GENERATION, ReplayRecord
 from seawall.aggregator.replay.tally import Said, Tally
-from seawall.api.control.v1 import control_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Poison
 from seawall.core.join import Completed, Event, Join, LateSignal, Position
 from seawall.core.policy import Policy
-from seawall.core.validate import parse_generation
+from seawall.core.validate import parse_generation, parse_join_record
 
 _MILLIS = 1_000_000
 #: Decided attempts that a join remembers; repeats come soon or never.
@@ -92,17 +90,16 @@ class Replay:
 
     def _signal(self, value: bytes, position: Position) -> None:
         try:
-            record = control_pb2.JoinRecord.FromString(value)
-        except DecodeError:
+            body, _ = parse_join_record(value, position.partition)
+        except Poison:
             self.malformed += 1
             return
-        kind = record.WhichOneof("record")
         for side in range(len(self._sides)):
             join = self._joins[side][position.partition]
-            if kind == "signal":
-                self._follow(side, join.on_signal(record.signal, position))
-            elif kind == "deadline":
-                self._follow(side, join.on_deadline(record.deadline, position))
+            if isinstance(body, signal_pb2.Signal):
+                self._follow(side, join.on_signal(body, position))
+            else:
+                self._follow(side, join.on_deadline(body, position))
 
     def _follow(self, side: int, events: Iterable[Event]) -> None:
         for event in events:
@@ -131,7 +128,7 @@ class Replay:
             self.tally.add(generation.generation_id, [said[0], other[1]] if side == 0 else [other[1], said[0]])
 
     def _late(self, side: int, event: LateSignal) -> None:
-        signal, position = event.read
+        signal, position, _ = event.read
         self._joins[side][position.partition].settle_signal(position.offset)
         if signal.generation_record.offset < self._begins[position.partition]:
             return

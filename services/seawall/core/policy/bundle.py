@@ -6,6 +6,7 @@ rules say (see ``Policy.judge``).
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from seawall.core.policy.document import PlacedRule, Source
 from seawall.core.policy.evidence import Glance, build_evidence
 from seawall.core.policy.expressions import Compiled, Language
 from seawall.core.policy.reachability import Alternatives, alternatives, always_answered_by
+from seawall.core.policy.watch import watch
 from seawall.core.wire import tag, varint
 
 _NANOS = 1_000_000_000
@@ -101,8 +103,7 @@ class Verdict(NamedTuple):
     errors: Sequence[str]
     shadow_hits: Sequence[Rule]
     shadow_errors: Sequence[str]
-    #: The highest score of each label that has a threshold and was measured.
-    scores: dict[str, float]
+    seen: Glance
 
 
 class Policy:
@@ -128,19 +129,29 @@ class Policy:
         self._budgets = {number: int(getattr(entry.budgets, key) * _NANOS) for key, number in _MODALITIES.items()}
         self.thresholds = [Threshold(t.name, t.entry.label, t.entry.value) for t in source.thresholds]
         self._labels = sorted({t.label for t in self.thresholds})
-        self._wanted: dict[str, dict[str, str]] = {}
-        for label in self._labels:
-            stage, _, name = label.partition(".")
-            self._wanted.setdefault(stage, {})[name] = label
         values = {t.name: t.value for t in self.thresholds}
         self._language = Language(values, self._labels)
         #: Every rule, the disabled ones too: they must be right when they are switched on.
         compiled = [(placed, self._compile(placed)) for placed in source.rules]
-        _refuse_unreachable(compiled, values)
+        taken_apart = [alternatives(rule.condition.checked, values) for _, rule in compiled]
+        _refuse_unreachable(compiled, taken_apart)
         self.rules = [rule for placed, rule in compiled if placed.entry.mode != "disabled"]
         self.disabled = [rule for placed, rule in compiled if placed.entry.mode == "disabled"]
+        apart = dict(zip((rule.rule_id for _, rule in compiled), taken_apart, strict=True))
+        self._watch = watch([apart[rule.rule_id] for rule in self.rules])
+        self._wanted: dict[str, dict[str, tuple[str, float]]] = {}
+        for label in self._labels:
+            stage, _, name = label.partition(".")
+            self._wanted.setdefault(stage, {})[name] = (label, self._watch.scores.get(label, math.inf))
+        #: Of all rules, and of those that may hold though nothing has been seen that is watched for.
         self._guard = self._language.guard([rule.condition for rule in self.rules])
-        self._written = [_ComparisonBytes(threshold) for threshold in self.thresholds]
+        self._guard_unwatched = self._language.guard([self.rules[number].condition for number in self._watch.unwatched])
+        written = [_ComparisonBytes(threshold) for threshold in self.thresholds]
+        self._unmeasured = [one.unmeasured for one in written]
+        #: Label → its thresholds, with their places among all.
+        self._comparisons: dict[str, list[tuple[int, _ComparisonBytes]]] = {}
+        for number, threshold in enumerate(self.thresholds):
+            self._comparisons.setdefault(threshold.label, []).append((number, written[number]))
 
     # ---- what the join asks ------------------------------------------------------------------------------------
 
@@ -193,7 +204,7 @@ class Policy:
             if ruled is not None:
                 outcome, rule_id, reason = ruled
                 decisive = None
-        return Verdict(outcome, rule_id, reason, decisive, hits, errors, shadow_hits, shadow_errors, seen.scores)
+        return Verdict(outcome, rule_id, reason, decisive, hits, errors, shadow_hits, shadow_errors, seen)
 
     def judge_alone(self, generation: generation_pb2.Generation, signal: signal_pb2.Signal) -> Verdict | None:
         """What one late signal says by itself; None unless it comes to REVIEW or above. It can only escalate."""
@@ -205,7 +216,7 @@ class Policy:
             decisive, outcome, rule_id, reason = None, _REVIEW, RULE_QUARANTINED, "QUARANTINED_MATCH"
         else:
             return None
-        return Verdict(outcome, rule_id, reason, decisive, hits, errors, shadow_hits, shadow_errors, seen.scores)
+        return Verdict(outcome, rule_id, reason, decisive, hits, errors, shadow_hits, shadow_errors, seen)
 
     def _engine(
         self, generation: generation_pb2.Generation, seen: Glance, errors: Sequence[str]
@@ -233,7 +244,10 @@ class Policy:
         def whole() -> decision_pb2.Evidence:
             return build_evidence(signals, seen.missing, self._labels)
 
-        if self._guard.clears(generation, seen.evidence(), seen.scores, whole):
+        watch = self._watch
+        alarmed = seen.alarmed or (watch.matches and seen.matches) or (watch.held_matches and seen.held_matches)
+        guard = self._guard if alarmed else self._guard_unwatched
+        if guard.clears(generation, seen.evidence, seen.scores, whole):
             return None, (), (), (), ()
         activation = self._language.activation(generation, whole())
         hits: list[Rule] = []
@@ -254,7 +268,11 @@ class Policy:
 
     def comparisons(self, scores: dict[str, float]) -> bytes:
         """Every threshold beside its label's score, in wire format: the field ``comparisons`` of a Decision."""
-        return b"".join([one.beside(scores.get(one.label)) for one in self._written])
+        parts = self._unmeasured.copy()
+        for label, score in scores.items():
+            for number, comparison in self._comparisons[label]:
+                parts[number] = comparison.beside(score)
+        return b"".join(parts)
 
     # ---- loading -----------------------------------------------------------------------------------------------
 
@@ -299,23 +317,25 @@ def _stages_by_modality(source: Source) -> dict[int, _Sets]:
     return found
 
 
-def _refuse_unreachable(compiled: Sequence[tuple[PlacedRule, Rule]], values: dict[str, float]) -> None:
+def _refuse_unreachable(
+    compiled: Sequence[tuple[PlacedRule, Rule]], taken_apart: Sequence[Alternatives | None]
+) -> None:
     """Raise Fatal for a rule that can never decide. What is in shadow or disabled stands in no other rule's way."""
     known: list[tuple[PlacedRule, Rule, Alternatives]] = []
-    for placed, rule in compiled:
-        found = alternatives(rule.condition.checked, values)
-        if found is None:
+    for (placed, rule), apart in zip(compiled, taken_apart, strict=True):
+        if apart is None:
             continue
+        found: Alternatives = [alternative for alternative in apart if alternative.possible()]
         if not found:
             raise placed.when.refuse(
                 f"rule {rule.rule_id!r} can never hold: its condition contradicts itself; correct it or take it out"
             )
         known.append((placed, rule, found))
     enforced = [one for one in known if one[0].entry.mode == "enforce"]
-    for number, (placed, rule, found) in enumerate(enforced):
+    for number, (placed, rule, mine) in enumerate(enforced):
         for other_number, (other_placed, other, others) in enumerate(enforced):
             earlier = other.outcome > rule.outcome or (other.outcome == rule.outcome and other_number < number)
-            if other is not rule and earlier and always_answered_by(found, others):
+            if other is not rule and earlier and always_answered_by(mine, others):
                 raise placed.when.refuse(
                     f"rule {rule.rule_id!r} is unreachable: whenever it holds, {other.rule_id!r} "
                     f"({other_placed.place}) decides; narrow that one, or take one of them out"
@@ -325,22 +345,19 @@ def _refuse_unreachable(compiled: Sequence[tuple[PlacedRule, Rule]], values: dic
 class _ComparisonBytes:
     """A threshold's Comparison as bytes, but for the score: what a decision says of it costs one pack."""
 
-    __slots__ = ("_below", "_reached", "_unmeasured", "_value", "label")
+    __slots__ = ("_below", "_reached", "_value", "unmeasured")
     _REACHED = tag(_REACHED_FIELD, 0) + b"\x01"
 
     def __init__(self, threshold: Threshold) -> None:
-        self.label = threshold.label
         self._value = threshold.value
         head = decision_pb2.Comparison(
             threshold=threshold.name, label=threshold.label, value=threshold.value
         ).SerializeToString(deterministic=True)
-        self._unmeasured = _framed(head, len(head))
+        self.unmeasured = _framed(head, len(head))
         self._below = _framed(head, len(head) + 9) + tag(_SCORE_FIELD, 1)
         self._reached = _framed(head, len(head) + 11) + tag(_SCORE_FIELD, 1)
 
-    def beside(self, score: float | None) -> bytes:
-        if score is None:
-            return self._unmeasured
+    def beside(self, score: float) -> bytes:
         if score >= self._value:
             return self._reached + _DOUBLE.pack(score) + self._REACHED
         return self._below + _DOUBLE.pack(score)

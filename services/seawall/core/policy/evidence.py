@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from seawall.api.decision.v1 import decision_pb2
+from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 
 _OK: Final = signal_pb2.ITEM_STATUS_OK
@@ -13,20 +14,20 @@ _UNSCANNABLE: Final = signal_pb2.ITEM_STATUS_UNSCANNABLE
 _SKIPPED: Final = signal_pb2.ITEM_STATUS_SKIPPED
 _QUARANTINED: Final = signal_pb2.MATCH_DISPOSITION_QUARANTINED
 _NOTHING: Final = decision_pb2.Evidence()
+#: Stage → label → ("<stage>.<label>", the score from which on a rule may hold; infinite where none asks for it).
+Wanted = Mapping[str, Mapping[str, tuple[str, float]]]
 
 
 class Glance:
     """The sum of the evidence: what the engine's own rules and the guard ask for.
 
     Args:
-        wanted: stage → label → "<stage>.<label>" of the labels that have a threshold.
+        wanted: the labels that have a threshold, by stage.
     """
 
-    __slots__ = ("errors", "held_matches", "matches", "missing", "scores", "unscannable")
+    __slots__ = ("alarmed", "errors", "held_matches", "matches", "missing", "nexus", "scores", "unscannable")
 
-    def __init__(
-        self, signals: Iterable[signal_pb2.Signal], missing: Sequence[str], wanted: dict[str, dict[str, str]]
-    ) -> None:
+    def __init__(self, signals: Iterable[signal_pb2.Signal], missing: Sequence[str], wanted: Wanted) -> None:
         #: The highest score of each wanted label that an OK item was measured for.
         self.scores: dict[str, float] = {}
         self.matches: list[signal_pb2.BankMatch] = []
@@ -34,31 +35,40 @@ class Glance:
         self.errors: list[str] = []
         self.unscannable: list[str] = []
         self.missing = missing
-        scores = self.scores
+        #: A score has reached what is watched for.
+        self.alarmed = False
+        #: What the items are to the generation.
+        self.nexus: set[generation_pb2.Nexus.ValueType] = set()
+        scores, nexus = self.scores, self.nexus
         for signal in signals:
             stage = signal.stage
             names = wanted.get(stage)
             for item in signal.items:
                 status = item.status
-                if found := item.matches:
+                nexus.add(item.nexus)
+                if matches := item.matches:
                     # A digest match stands even where the picture cannot be decoded.
-                    self.matches.extend(found)
+                    self.matches.extend(matches)
                 if held := item.held_matches:
                     self.held_matches.extend(held)
                 if status == _OK:
                     if names:
                         for label in item.labels:
-                            name = names.get(label.label)
-                            if name is not None:
+                            found = names.get(label.label)
+                            if found is not None:
+                                name, watched = found
                                 score = label.score
                                 if score > scores.get(name, -1.0):
                                     scores[name] = score
+                                    if score >= watched:
+                                        self.alarmed = True
                 elif status == _UNSCANNABLE:
                     if stage not in self.unscannable:
                         self.unscannable.append(stage)
                 elif status != _SKIPPED and stage not in self.errors:
                     # An unknown status is one this version cannot vouch for.
                     self.errors.append(stage)
+        nexus.discard(generation_pb2.NEXUS_UNSPECIFIED)
 
     @property
     def quarantined(self) -> bool:

@@ -162,22 +162,22 @@ class Guard:
     def clears(
         self,
         generation: generation_pb2.Generation,
-        evidence: decision_pb2.Evidence,
+        evidence: Callable[[], decision_pb2.Evidence],
         scores: Mapping[str, float],
         whole: Callable[[], decision_pb2.Evidence],
     ) -> bool:
         """True only if every condition is false, and none has failed.
 
         Args:
-            evidence: its cheap fields.
+            evidence: gathers its cheap fields.
             scores: of the labels that were measured.
             whole: gathers all of it; called only if a condition comes to read the rest.
         """
-        if self._expressions is None:
-            return False
+        if not self._expressions:
+            return self._expressions is not None
         data: dict[str, Any] = {variable: scores.get(label, 0.0) for label, variable in self._names}
         data["generation"] = generation
-        data["evidence"] = evidence
+        data["evidence"] = evidence()
         activation = self._env.Activation(data)
         complete = False
         for expression in self._expressions:

@@ -1,8 +1,11 @@
-"""Finds rules that can never decide: conditions that cannot hold, and those an earlier rule always answers first.
+"""Takes a condition apart into alternatives: what must hold together for it to hold (disjunctive normal form).
 
-Sound, not complete: what is reported is certain, and a rule that only a deeper look could show to be dead passes. A
-condition is taken apart into alternatives (disjunctive normal form) of comparisons of a score with a number, which are
-intervals, and of everything else, which is opaque: equal if it is written the same.
+An alternative is comparisons of scores with numbers, which are intervals, and everything else, which is opaque: equal
+if it is written the same. CEL's `&&` and `||` are Kleene's (false && error is false), so the parts say exactly when the
+whole is false. From this follow
+
+* rules that can never decide: sound, not complete; what only a deeper look could show to be dead passes;
+* what must be seen before a rule can hold at all (``watch``).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ _MIRRORED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "=="}
 
 
 @dataclass
-class _Alternative:
+class Alternative:
     """Things that must all hold."""
 
     #: Label → (low, high); scores lie in [0, 1]. Strict bounds are the next float.
@@ -30,11 +33,12 @@ class _Alternative:
     opaque: frozenset[tuple[bool, Tree]] = frozenset()
 
     def possible(self) -> bool:
+        """False if it contradicts itself, or asks for a score outside 0 to 1."""
         if any(low > high for low, high in self.scores.values()):
             return False
         return not any((not wanted, tree) in self.opaque for wanted, tree in self.opaque)
 
-    def implies(self, other: _Alternative) -> bool:
+    def implies(self, other: Alternative) -> bool:
         """True if whenever this holds, the other does."""
         for label, (low, high) in other.scores.items():
             ours = self.scores.get(label, (0.0, 1.0))
@@ -43,14 +47,13 @@ class _Alternative:
         return other.opaque <= self.opaque
 
 
-Alternatives = Sequence[_Alternative]
+Alternatives = Sequence[Alternative]
 
 
 def alternatives(checked: bytes, thresholds: Mapping[str, float]) -> Alternatives | None:
-    """The alternatives of a checked condition, those that cannot hold left out; None if there are too many."""
+    """The alternatives of a checked condition; None if there are too many."""
     tree = _decode(checked)
-    found = _expand(tree, thresholds, True) if tree is not None else None
-    return None if found is None else [one for one in found if one.possible()]
+    return None if tree is None else _expand(tree, thresholds, True)
 
 
 def always_answered_by(of: Alternatives, by: Alternatives) -> bool:
@@ -58,13 +61,34 @@ def always_answered_by(of: Alternatives, by: Alternatives) -> bool:
     return all(any(one.implies(other) for other in by) for one in of)
 
 
+def needs(tree: Tree) -> str | None:
+    """The field of the evidence that must not be empty for an opaque part to be true: "matches" or "held_matches"."""
+    match tree:
+        case ("call", "_>_" | "_!=_", ("call", "size", ("select", ("ident", "evidence"), str(name))), ("const", 0)):
+            found = name
+        # exists(): over nothing it is what it begins with, false.
+        case (
+            "comprehension",
+            _,
+            str(accumulator),
+            ("select", ("ident", "evidence"), str(name)),
+            ("const", False),
+            *_,
+            ("ident", str(result)),
+        ) if result == accumulator:
+            found = name
+        case _:
+            return None
+    return found if found in ("matches", "held_matches") else None
+
+
 # ---- from the tree to alternatives -----------------------------------------------------------------------------------
 
 
-def _expand(tree: Tree, thresholds: Mapping[str, float], wanted: bool) -> list[_Alternative] | None:
+def _expand(tree: Tree, thresholds: Mapping[str, float], wanted: bool) -> list[Alternative] | None:
     match tree:
         case ("const", bool(value)):
-            return [_Alternative()] if value is wanted else []
+            return [Alternative()] if value is wanted else []
         case ("call", "!_", operand):
             return _expand(operand, thresholds, not wanted)
         case ("call", "_&&_" | "_||_" as operator, *operands):
@@ -74,7 +98,7 @@ def _expand(tree: Tree, thresholds: Mapping[str, float], wanted: bool) -> list[_
             if (operator == "_||_") is wanted:
                 joined = [one for part in parts for one in part or ()]
                 return joined if len(joined) <= _MAX_ALTERNATIVES else None
-            product = [_Alternative()]
+            product = [Alternative()]
             for part in parts:
                 product = [_both(a, b) for a in product for b in part or ()]
                 if len(product) > _MAX_ALTERNATIVES:
@@ -84,16 +108,16 @@ def _expand(tree: Tree, thresholds: Mapping[str, float], wanted: bool) -> list[_
             compared = _comparison(_COMPARISONS[operator], left, right, thresholds, wanted)
             if compared is not None:
                 return compared
-    return [_Alternative(opaque=frozenset({(wanted, tree)}))]
+    return [Alternative(opaque=frozenset({(wanted, tree)}))]
 
 
 def _comparison(
     operator: str, left: Tree, right: Tree, thresholds: Mapping[str, float], wanted: bool
-) -> list[_Alternative] | None:
+) -> list[Alternative] | None:
     a, b = _number(left, thresholds), _number(right, thresholds)
     if a is not None and b is not None:
         holds = {"<": a < b, "<=": a <= b, ">": a > b, ">=": a >= b, "==": a == b}[operator]
-        return [_Alternative()] if holds is wanted else []
+        return [Alternative()] if holds is wanted else []
     label, value = _label(left), b
     if label is None:
         label, value, operator = _label(right), a, _MIRRORED[operator]
@@ -112,15 +136,15 @@ def _comparison(
         low = math.nextafter(value, math.inf)
     if operator == "<":
         high = math.nextafter(value, -math.inf)
-    return [_Alternative(scores={label: (max(low, 0.0), min(high, 1.0))})]
+    return [Alternative(scores={label: (max(low, 0.0), min(high, 1.0))})]
 
 
-def _both(a: _Alternative, b: _Alternative) -> _Alternative:
+def _both(a: Alternative, b: Alternative) -> Alternative:
     scores = dict(a.scores)
     for label, (low, high) in b.scores.items():
         before = scores.get(label, (0.0, 1.0))
         scores[label] = (max(low, before[0]), min(high, before[1]))
-    return _Alternative(scores, a.opaque | b.opaque)
+    return Alternative(scores, a.opaque | b.opaque)
 
 
 def _label(tree: Tree) -> str | None:
