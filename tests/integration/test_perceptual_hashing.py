@@ -20,7 +20,7 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.perceptual_hashing.v1 import perceptual_hashing_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Fatal, Poison
-from seawall.perceptual_hashing import banks, pdq_reference, scorer, stage
+from seawall.perceptual_hashing import banks, findings, pdq_reference, scorer, stage
 from seawall.perceptual_hashing.bank_card import Pipeline
 from seawall.perceptual_hashing.bank_entries import Entry
 from seawall.perceptual_hashing.bank_store import BankStore
@@ -253,7 +253,7 @@ def test_a_picture_listed_a_thousand_times_gives_a_bounded_result(tmp_path: Path
     )
     room.scorer = scorer.load(room.settings)
     result = room.score(original("coffee"))
-    assert len(result.matches) == scorer.MAX_MATCHES
+    assert len(result.matches) == findings.MAX_MATCHES
     # The nearest first, and always the same ones.
     assert list(result.matches) == list(room.score(original("coffee")).matches)
 

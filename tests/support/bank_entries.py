@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,9 @@ def flipped(hash_: Words, bits: list[int]) -> Words:
     return out
 
 
-def card(name: str = "own", *, negative: bool = False, radius: int = 31, pipeline: str = "512") -> bank_pb2.BankChange:
+def card(
+    name: str = "own", *, negative: bool = False, radius: int = 31, pipeline: str = "512", **more: Any
+) -> bank_pb2.BankChange:
     bank = bank_pb2.Bank(
         name=name,
         state=bank_pb2.BANK_STATE_ACTIVE,
@@ -35,6 +38,7 @@ def card(name: str = "own", *, negative: bool = False, radius: int = 31, pipelin
         radius=radius,
         action="report",
         licence="CC0-1.0",
+        **more,
     )
     return bank_pb2.BankChange(bank=bank)
 

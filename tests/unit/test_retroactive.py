@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +18,14 @@ from seawall.api.decision.v1 import decision_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.clock import ManualClock
 from seawall.core.errors import Fatal
-from seawall.perceptual_hashing import bank_changes
+from seawall.perceptual_hashing import bank_changes, measured, pdq
 from seawall.perceptual_hashing.retroactive import engine, pairs
 from seawall.perceptual_hashing.retroactive.columns import Columns
 from seawall.perceptual_hashing.retroactive.engine import Engine
 from seawall.perceptual_hashing.retroactive.late import ROOM
 from seawall.perceptual_hashing.retroactive.settings import RetroactiveSettings, WindowSettings
 from seawall.runtime.broker import Output
+from tests.support import images
 from tests.support.records import CLASSIFICATION, HASHING, PROMPT, generation, signal
 from tests.support.stream import NAMES, PATIENCE_SECONDS, Seen, Stream
 
@@ -77,11 +78,14 @@ class Lane(Stream):
         quality: int = 100,
         matches: list[signal_pb2.BankMatch] | None = None,
         rest: bool = True,
+        more: Sequence[signal_pb2.ItemHash] = (),
+        turned: bytes = b"",
     ) -> None:
         """A generation with one picture, whose stages have all reported (``rest``), or the hashing stage alone."""
         g = generation(name, media=1)
         hashing = signal(g, HASHING, offset=self.sent, matches=matches or ())
-        hashing.items[0].hashes.add(hash_type=hash_type, value=value, quality=quality)
+        hashing.items[0].hashes.add(hash_type=hash_type, value=value, quality=quality, turned=turned)
+        hashing.items[0].hashes.extend(more)
         await self.send(g)
         others = [signal(g, stage, offset=self.sent) for stage in (PROMPT, CLASSIFICATION)] if rest else []
         await self.send_join(hashing, *others)
@@ -260,6 +264,54 @@ async def test_digests_are_found(lane: Lane) -> None:
         await lane.settled(seen, room)
     found = {one.generation_id: one.items[0].matches[0].hash_type for one in lane.late()}
     assert found == {"sha": "sha256", "md5": "md5"}
+
+
+@pytest.mark.parametrize("variant", pdq.VARIANTS)
+async def test_a_turned_copy_is_found_in_each_of_its_turns_and_named(lane: Lane, variant: str) -> None:
+    """Measured hashes of a photograph, in the pipeline whose pictures are no squares: the turn's own hash is listed."""
+    values = pdq.hash_variants(images.gray("cat")[:, :300]).values
+    sent = [values[pdq.VARIANTS.index(turn)].tobytes() for turn in measured.SENT_TURNS]
+    await lane.change(card())
+    await lane.measure("g-1", sent[0], turned=b"".join(sent[1:]))
+    await lane.measure("of-an-older-version", sent[0])
+    await lane.list_entry("entry-1", pdq=flipped(values[pdq.VARIANTS.index(variant)].tobytes(), 7))
+    async with lane.room(seen := Watch()) as room:
+        await lane.settled(seen, room)
+    found = {one.generation_id: one.items[0].matches[0] for one in lane.late()}
+    assert (found["g-1"].variant, found["g-1"].distance) == (variant, 7)
+    # Without the turns, the upright hash and its exchanged axes are what there is.
+    assert ("of-an-older-version" in found) == (variant in ("original", "transpose"))
+
+
+async def test_a_picture_within_borders_is_found_and_named(lane: Lane) -> None:
+    inner = signal_pb2.ItemHash(hash_type="pdq", value=flipped(PDQ, 3), quality=100, picture="frame-2/stripped")
+    await lane.change(card())
+    await lane.measure("g-1", bytes(32), more=[inner])
+    await lane.list_entry("entry-1")
+    async with lane.room(seen := Watch()) as room:
+        await lane.settled(seen, room)
+    (match,) = lane.late()[0].items[0].matches
+    assert (match.variant, match.distance) == ("original/frame-2/stripped", 3)
+
+
+@pytest.mark.parametrize(("needs", "found"), [(0, True), (34, True), (35, False)])
+async def test_a_listed_video_is_found_with_both_shares(lane: Lane, needs: int, found: bool) -> None:
+    """Of three measured frames one is in the video, of whose two frames it is one; the bank says how much it needs."""
+    frames = [bytes([k] * 32) for k in (0x0F, 0x33, 0x55)]
+    more = [
+        signal_pb2.ItemHash(hash_type="pdq", value=value, quality=100, picture=f"frame-{k}")
+        for k, value in enumerate(frames[1:], 1)
+    ]
+    await lane.change(card(min_query_percent=needs))
+    await lane.measure("g-1", frames[0], more=more)
+    await lane.list_entry("entry-1", vpdq=flipped(frames[1], 4) + bytes(range(32)))
+    async with lane.room(seen := Watch()) as room:
+        await lane.settled(seen, room)
+    assert [
+        (match.hash_type, match.variant, match.distance, match.query_percent, match.listed_percent)
+        for late in lane.late()
+        for match in late.items[0].matches
+    ] == ([("vpdq", "original/frame-1", 4, 34, 50)] if found else [])
 
 
 async def test_several_entries_of_one_open_generation_all_count(lane: Lane) -> None:

@@ -39,13 +39,14 @@ def import_(
 ) -> None:
     """List a file's entries in a bank of the store. Exit status 3 if something in the file could not be read."""
     content = _content(file)
-    changes, refused = _changes(file, bank, content, file_format)
-    if refused and replace:
-        raise Fatal("BAD_FILE", f"{file.name}: {refused[0]}: what cannot be read would be taken out of the bank")
     described = None if card is None else bank_import.card_of(card, content)
     if described is not None and described.bank.name != bank:
         raise Fatal("BAD_BANK", f"{card}: name is {described.bank.name}, not {bank}: make them the same")
     store = _store()
+    known = store.card(bank) if described is None else described.bank
+    changes, refused = _changes(file, bank, content, file_format, known)
+    if refused and replace:
+        raise Fatal("BAD_FILE", f"{file.name}: {refused[0]}: what cannot be read would be taken out of the bank")
     done = bank_import.import_entries(
         store, bank, changes, digest=hashlib.sha256(content).hexdigest(), card=described, replace=replace
     )
@@ -123,8 +124,9 @@ def export(bank: str, out: Path | None) -> None:
 
 def diff(bank: str, file: Path, *, file_format: str | None, json_output: bool) -> None:
     """Compare a bank with a file. Exit status 1 if they differ."""
-    changes, _ = _changes(file, bank, _content(file), file_format)
-    found = bank_import.difference(_store(), bank, changes)
+    store = _store()
+    changes, _ = _changes(file, bank, _content(file), file_format, store.card(bank))
+    found = bank_import.difference(store, bank, changes)
     if json_output:
         print_json({"bank": bank, **found._asdict()})
     else:
@@ -204,18 +206,19 @@ def _content(file: Path) -> bytes:
 
 
 def _changes(
-    file: Path, bank: str, content: bytes, file_format: str | None
+    file: Path, bank: str, content: bytes, file_format: str | None, card: bank_pb2.Bank | None
 ) -> tuple[list[bank_pb2.BankChange], list[str]]:
     """The changes a file makes, and what of it cannot be read. A bad line of our own CSV refuses the whole file."""
     wanted = file_format or _FORMATS.get(file.suffix)
     if wanted is None:
         raise Fatal("BAD_FILE", f"{file.name}: say what it is with --format: csv, {', '.join(formats.FORMATS)}")
+    plug_ins = () if card is None else card.signal_types
     if wanted == "csv":
-        return bank_changes.grouped(bank, bank_import.rows_of(file, content), origin="file"), []
+        return bank_changes.grouped(bank, bank_import.rows_of(file, content, plug_ins), origin="file"), []
     if wanted not in formats.FORMATS:
         raise Fatal("BAD_FILE", f"there is no format {wanted}: csv, {', '.join(formats.FORMATS)}")
     changes, refused = [], []
-    for record in formats.read(file, wanted):
+    for record in formats.read(file, wanted, plug_ins):
         if isinstance(record, ExchangeRecord):
             state = bank_pb2.ENTRY_STATE_REMOVED if record.deleted else bank_pb2.ENTRY_STATE_LISTED
             hashes = {one.hash_type: one.value for one in record.hashes}

@@ -269,6 +269,9 @@ def _match(match: signal_pb2.BankMatch) -> str:
     return "".join(
         (
             f"{match.bank}/{match.entry_id} {match.hash_type} distance {match.distance}, {match.variant or 'original'}",
+            f", {match.query_percent} % of its frames, {match.listed_percent} % of the listed video's"
+            if match.listed_percent
+            else "",
             f", {match.category}" if match.category else "",
             f", {held}" if match.disposition else "",
             f", contested by {match.contested_by}" if match.contested_by else "",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from seawall.core.errors import Fatal
 from seawall.perceptual_hashing.hamming import MAX_RADIUS
+from seawall.perceptual_hashing.hash_types import is_plug_in
 
 CARD_FILE: Final = "bank.yaml"
 _MAX_CARD_BYTES: Final = 256 * 1024
@@ -48,6 +49,12 @@ class BankCard(BaseModel):
     #: Under which terms the list may be used.
     licence: str = Field(min_length=1, max_length=200)
     notes: str = Field(default="", max_length=10_000)
+    #: Plug-ins whose hashes the bank lists beside the built-in ones; see `signal_types`.
+    signal_types: list[str] = Field(default_factory=list, max_length=8)
+    #: A listed video counts as found when at least so many percent of the item's frames, and of the listed video's,
+    #: match; 0: one frame is enough.
+    min_query_percent: int = Field(default=0, ge=0, le=100)
+    min_listed_percent: int = Field(default=0, ge=0, le=100)
     #: SHA-256 of each file of entries.
     files: dict[str, str] = Field(min_length=1)
 
@@ -71,6 +78,14 @@ class BankCard(BaseModel):
             if when.tzinfo is None:
                 raise ValueError('must name its time zone: "2027-01-31T00:00:00Z"')
         return expires
+
+    @field_validator("signal_types")
+    @classmethod
+    def _plug_ins(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not is_plug_in(name):
+                raise ValueError("names plug-ins, [a-z][a-z0-9_]{0,31}; what is built in needs no name here")
+        return names
 
     @property
     def expires_unix_nano(self) -> int:

@@ -15,12 +15,15 @@ from typing import Final
 from seawall.api.bank.v1 import bank_pb2
 from seawall.core.errors import Poison
 from seawall.perceptual_hashing.bank_card import BankCard
-from seawall.perceptual_hashing.bank_entries import HASH_BYTES, Entry
+from seawall.perceptual_hashing.bank_entries import Entry
 from seawall.perceptual_hashing.hamming import MAX_RADIUS
+from seawall.perceptual_hashing.hash_types import fault, is_plug_in
 
 _BANK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
 _ENTRY_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _PIPELINES: Final = ("full", "512")
+#: Hashes of one entry, so that its record stays one that can be sent.
+_MAX_TYPES: Final = 32
 _STATES: Final = frozenset(bank_pb2.EntryState.values()) - {bank_pb2.ENTRY_STATE_UNSPECIFIED}
 #: States of an entry that a match is looked for in.
 MATCHED_STATES: Final = frozenset({bank_pb2.ENTRY_STATE_LISTED, bank_pb2.ENTRY_STATE_QUARANTINED})
@@ -49,7 +52,7 @@ def listed(
     """The change that lists one picture.
 
     Args:
-        hashes: by type, a key of HASH_BYTES.
+        hashes: by type, see `hash_types`.
         origin, checkpoint, version, reason: see ``Provenance``.
     """
     entry = bank_pb2.BankEntry(
@@ -82,6 +85,9 @@ def described(card: BankCard) -> bank_pb2.BankChange:
         licence=card.licence,
         notes=card.notes,
         expires_unix_nano=card.expires_unix_nano,
+        signal_types=sorted(card.signal_types),
+        min_query_percent=card.min_query_percent,
+        min_listed_percent=card.min_listed_percent,
     )
     return bank_pb2.BankChange(bank=bank)
 
@@ -110,7 +116,7 @@ def digest(change: bank_pb2.BankChange) -> bytes:
         bank = bank_pb2.Bank()
         bank.CopyFrom(change.bank)
         bank.ClearField("notes")
-        # The fields are scalars: their order on the wire is their number's.
+        # No maps and nothing nested: the fields' order on the wire is their number's.
         return hashlib.sha256(b"bank\n" + bank.SerializeToString(deterministic=True)).digest()
     entry = change.entry
     lines = [entry.bank, entry.entry_id, str(entry.state), str(entry.expires_unix_nano), entry.category]
@@ -132,6 +138,10 @@ def _check_bank(bank: bank_pb2.Bank) -> None:
             "bank.radius",
             f"must be at most {MAX_RADIUS}: further away the index would miss entries, and PDQ says little",
         )
+    if not all(map(is_plug_in, bank.signal_types)):
+        raise _bad("bank.signal_types", "must be names of plug-ins: [a-z][a-z0-9_]{0,31}, and none that is built in")
+    if max(bank.min_query_percent, bank.min_listed_percent) > 100:
+        raise _bad("bank.min_query_percent, bank.min_listed_percent", "must be at most 100")
 
 
 def _check_entry(entry: bank_pb2.BankEntry) -> None:
@@ -144,14 +154,13 @@ def _check_entry(entry: bank_pb2.BankEntry) -> None:
         raise _bad("entry.state", "must be LISTED, DISABLED, QUARANTINED or REMOVED")
     seen = set()
     for hash_ in entry.hashes:
-        length = HASH_BYTES.get(hash_.hash_type)
-        if length is None:
-            raise _bad("entry.hashes.hash_type", f"must be one of {', '.join(HASH_BYTES)}")
-        if len(hash_.value) != length:
-            raise _bad("entry.hashes.value", f"a {hash_.hash_type} has {length} bytes, this one {len(hash_.value)}")
+        if wrong := fault(hash_.hash_type, len(hash_.value)):
+            raise _bad("entry.hashes", wrong)
         if hash_.hash_type in seen:
             raise _bad("entry.hashes", f"a second {hash_.hash_type}: give each picture an entry_id of its own")
         seen.add(hash_.hash_type)
+    if len(seen) > _MAX_TYPES:
+        raise _bad("entry.hashes", f"has more than {_MAX_TYPES}: a bank lists fewer types of hashes")
     if not entry.hashes and entry.state == bank_pb2.ENTRY_STATE_LISTED:
         raise _bad("entry.hashes", "is empty: a listed entry has at least one hash")
 

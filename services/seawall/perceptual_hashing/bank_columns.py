@@ -15,15 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from seawall.api.bank.v1 import bank_pb2
-from seawall.perceptual_hashing.bank_entries import HASH_BYTES
 from seawall.perceptual_hashing.hamming import to_words
+from seawall.perceptual_hashing.hash_types import indexed, is_pdq
 from seawall.perceptual_hashing.kernels import kernel
 from seawall.perceptual_hashing.multi_index import permuted
 
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.uint32]
-#: Types of digests: exact or nothing.
-DIGESTS: Final = tuple(kind for kind in HASH_BYTES if kind != "pdq")
 #: The key of a bank's PDQ hashes in `Columns.hashes` is f"pdq.{pipeline}".
 PIPELINES: Final = ("full", "512")
 
@@ -45,7 +43,7 @@ class Row(NamedTuple):
     expires_unix_nano: int
     quarantined: bool
     category: str
-    #: By the names of `Columns.hashes`.
+    #: By the names of `Columns.hashes`; of a listed video one a frame.
     hashes: Sequence[tuple[str, bytes]]
 
 
@@ -69,7 +67,7 @@ class Columns:
     quarantined: Bytes
     #: uint16 (n,), 0 for the bank's own; empty where no entry has one of its own.
     category: npt.NDArray[np.uint16]
-    #: "pdq.full", "pdq.512", "sha256", "sha1", "md5".
+    #: By kind, see `hash_types.indexed`; rows in order of their entries.
     hashes: dict[str, Hashes] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -103,7 +101,7 @@ def row_of(entry: bank_pb2.BankEntry, pipeline: str) -> Row:
         entry.expires_unix_nano,
         entry.state == bank_pb2.ENTRY_STATE_QUARANTINED,
         entry.category,
-        [(f"pdq.{pipeline}" if one.hash_type == "pdq" else one.hash_type, one.value) for one in entry.hashes],
+        [found for one in entry.hashes for found in indexed(one.hash_type, one.value, pipeline)],
     )
 
 
@@ -143,7 +141,7 @@ def from_rows(rows: Iterable[Row]) -> Columns:
 
 def _indexed(kind: str, values: Bytes) -> Bytes:
     """PDQ hashes are kept with their bits in the index's order, and so once only."""
-    return permuted(to_words(values)).view(np.uint8) if kind.startswith("pdq.") else values
+    return permuted(to_words(values)).view(np.uint8) if is_pdq(kind) else values
 
 
 def merge(parts: Sequence[tuple[Columns, npt.NDArray[np.bool_] | None]]) -> Columns:

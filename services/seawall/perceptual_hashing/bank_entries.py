@@ -1,7 +1,8 @@
 """A bank's entries as CSV: ``entry_id,hash_type,value``.
 
-An entry is one listed picture; it may have one hash of each type. Values are hex: 64 digits for pdq and sha256, 32 for
-md5. Read into compact arrays, so that a long list costs its hashes and little more.
+An entry is one listed picture or video; it may have one hash of each type. Values are hex: 64 digits for pdq and
+sha256, 40 for sha1, 32 for md5, 64 a frame for vpdq, and what a plug-in's hash has. Read into compact arrays, so that a
+long list costs its hashes and little more.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -17,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from seawall.core.errors import Fatal
+from seawall.perceptual_hashing.hash_types import DIGEST_BYTES, HASH_BYTES, VPDQ, fault, is_plug_in
 
 HEADER: Final = ("entry_id", "hash_type", "value")
-#: Bytes of a hash, by type.
-HASH_BYTES: Final = {"pdq": 32, "sha256": 32, "sha1": 20, "md5": 16}
+#: What else a hash may be of.
+CARD_SAYS: Final = "of a plug-in that the bank's card names in signal_types"
 _ENTRY_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 
@@ -28,7 +30,7 @@ class Entry(NamedTuple):
     """One hash of one listed picture."""
 
     entry_id: str
-    #: A key of HASH_BYTES.
+    #: See `hash_types`.
     hash_type: str
     value: bytes
 
@@ -57,39 +59,46 @@ class Entries:
     pdq_ids: Names
     #: By type ("sha256", "md5"): digest to the entries that have it.
     digests: dict[str, dict[bytes, tuple[str, ...]]]
+    #: Videos, and hashes of plug-ins.
+    others: Sequence[Entry] = ()
 
     def __len__(self) -> int:
         """How many hashes there are, of all types."""
-        return len(self.pdq) + sum(len(ids) for table in self.digests.values() for ids in table.values())
+        digests = sum(len(ids) for table in self.digests.values() for ids in table.values())
+        return len(self.pdq) + digests + len(self.others)
 
 
-def read(files: Iterable[tuple[str, bytes]]) -> Entries:
+def read(files: Iterable[tuple[str, bytes]], plug_ins: Collection[str] = ()) -> Entries:
     """Read files of entries.
 
     Args:
         files: (name for errors, content).
+        plug_ins: those whose hashes the bank says it lists.
 
     Raises:
         Fatal: ``BAD_BANK``, naming the file, the line and the mend.
     """
     hashes = bytearray()
     ids: list[str] = []
-    digests: dict[str, dict[bytes, tuple[str, ...]]] = {kind: {} for kind in HASH_BYTES if kind != "pdq"}
-    seen: dict[str, set[str]] = {kind: set() for kind in HASH_BYTES}
+    digests: dict[str, dict[bytes, tuple[str, ...]]] = {kind: {} for kind in DIGEST_BYTES}
+    others: list[Entry] = []
+    seen: set[tuple[str, str]] = set()
     for where, content in files:
-        for entry in _rows(where, content, seen):
+        for entry in _rows(where, content, seen, plug_ins):
             if entry.hash_type == "pdq":
                 hashes += entry.value
                 ids.append(entry.entry_id)
-            else:
+            elif entry.hash_type in digests:
                 table = digests[entry.hash_type]
                 table[entry.value] = (*table.get(entry.value, ()), entry.entry_id)
-    return Entries(np.frombuffer(bytes(hashes), np.uint8).reshape(-1, 32), Names(ids), digests)
+            else:
+                others.append(entry)
+    return Entries(np.frombuffer(bytes(hashes), np.uint8).reshape(-1, 32), Names(ids), digests, others)
 
 
-def rows(where: str, content: bytes) -> Iterable[Entry]:
+def rows(where: str, content: bytes, plug_ins: Collection[str] = ()) -> Iterable[Entry]:
     """The rows of one file. Raises Fatal("BAD_BANK"), naming the line and the mend, when it comes to a bad one."""
-    return _rows(where, content, {kind: set() for kind in HASH_BYTES})
+    return _rows(where, content, set(), plug_ins)
 
 
 def to_csv(entries: Iterable[Entry]) -> bytes:
@@ -97,13 +106,18 @@ def to_csv(entries: Iterable[Entry]) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(HEADER)
-    writer.writerows((entry.entry_id, entry.hash_type, entry.value.hex()) for entry in entries)
+    plug_ins = set()
+    for entry in entries:
+        writer.writerow((entry.entry_id, entry.hash_type, entry.value.hex()))
+        if is_plug_in(entry.hash_type):
+            plug_ins.add(entry.hash_type)
     content = out.getvalue().encode()
-    read([("entries", content)])
+    read([("entries", content)], plug_ins)
     return content
 
 
-def _rows(where: str, content: bytes, seen: dict[str, set[str]]) -> Iterable[Entry]:
+def _rows(where: str, content: bytes, seen: set[tuple[str, str]], plug_ins: Collection[str]) -> Iterable[Entry]:
+    known = (*HASH_BYTES, VPDQ, *plug_ins)
     try:
         text = content.decode("ascii")
     except UnicodeDecodeError as error:
@@ -119,20 +133,22 @@ def _rows(where: str, content: bytes, seen: dict[str, set[str]]) -> Iterable[Ent
         entry_id, kind, value = parts
         if not _ENTRY_ID.match(entry_id):
             raise _bad(where, number, "entry_id must match [A-Za-z0-9._:-]{1,128}")
+        if kind not in known:
+            raise _bad(where, number, f"hash_type must be one of {', '.join(known)}, or {CARD_SAYS}")
         length = HASH_BYTES.get(kind)
-        if length is None:
-            raise _bad(where, number, f"hash_type must be one of {', '.join(HASH_BYTES)}")
-        if len(value) != 2 * length:
+        if length is not None and len(value) != 2 * length:
             raise _bad(where, number, f"a {kind} value has {2 * length} hex digits, this one {len(value)}")
         try:
             raw = bytes.fromhex(value)
         except ValueError:
             raise _bad(where, number, "value must be hex digits only") from None
-        if len(raw) != length:
+        if 2 * len(raw) != len(value):
             raise _bad(where, number, "value must be hex digits only")
-        if entry_id in seen[kind]:
+        if wrong := fault(kind, len(raw)):
+            raise _bad(where, number, wrong)
+        if (kind, entry_id) in seen:
             raise _bad(where, number, f"entry {entry_id} has a second {kind} hash: give each picture an id of its own")
-        seen[kind].add(entry_id)
+        seen.add((kind, entry_id))
         yield Entry(entry_id, kind, raw)
 
 

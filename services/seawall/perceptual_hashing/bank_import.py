@@ -7,17 +7,21 @@ again with the same file, it goes on there, and what it makes is what one undist
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from seawall.api.bank.v1 import bank_pb2
 from seawall.api.decision.v1 import decision_pb2
+from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Fatal
 from seawall.perceptual_hashing import bank_card, bank_changes, bank_entries
 from seawall.perceptual_hashing.bank_changes import MATCHED_STATES
 from seawall.perceptual_hashing.bank_entries import Entry
 from seawall.perceptual_hashing.bank_store import BankStore
+from seawall.perceptual_hashing.hash_types import DIGEST_BYTES, VPDQ
+from seawall.perceptual_hashing.measured import PDQ_TYPES, frame_of
+from seawall.perceptual_hashing.pdq import MIN_QUALITY
 
 _BATCH: Final = 2_000
 
@@ -58,9 +62,9 @@ def card_of(path: Path, content: bytes) -> bank_pb2.BankChange:
     return bank_changes.described(bank_card.parse(text, path.name))
 
 
-def rows_of(path: Path, content: bytes) -> list[Entry]:
+def rows_of(path: Path, content: bytes, plug_ins: Collection[str] = ()) -> list[Entry]:
     """The rows of a CSV file of entries. Raises Fatal("BAD_BANK") with the line and the mend."""
-    return list(bank_entries.rows(path.name, content))
+    return list(bank_entries.rows(path.name, content, plug_ins))
 
 
 def import_entries(
@@ -137,24 +141,19 @@ def confirmed(
     """The changes by which a confirmed decision lists its media in the operator's own bank.
 
     Args:
-        bank: the own bank's card; its pipeline says which PDQ hash is taken.
+        bank: the own bank's card; its pipeline says which PDQ hashes are taken. Of a still that is its own hash; of
+            an animation or a video those of all frames that the signal carries, as a video.
         item_ids: of the decision's media; empty: all that were hashed.
 
     Raises:
         Fatal: ``NOTHING_TO_LIST``: no such item was hashed, or not by the bank's pipeline.
     """
-    wanted = {"pdq" if bank.pipeline == "full" else "pdq_512": "pdq", "sha256": "sha256", "sha1": "sha1", "md5": "md5"}
     changes = []
     for joined in decision.signals:
         for item in joined.signal.items:
             if item_ids and item.item_id not in item_ids:
                 continue
-            hashes: dict[str, bytes] = {}
-            for found in item.hashes:
-                kind = wanted.get(found.hash_type)
-                # The first PDQ of an item is of its first frame as it is; one of poor quality says nothing.
-                if kind and kind not in hashes and (kind != "pdq" or found.quality >= 50):
-                    hashes[kind] = found.value
+            hashes = _to_list(item, bank)
             if hashes:
                 # Derived, so that confirming twice lists once.
                 name = hashlib.sha256(f"{decision.generation_id} {item.item_id}".encode()).hexdigest()[:32]
@@ -170,6 +169,20 @@ def confirmed(
             "perceptual_hashing has measured (`seawall why`)",
         )
     return changes
+
+
+def _to_list(item: signal_pb2.ItemResult, bank: bank_pb2.Bank) -> dict[str, bytes]:
+    measured = PDQ_TYPES["full" if bank.pipeline == "full" else "512"]
+    frames: dict[str, bytes] = {}
+    for found in item.hashes:
+        # A frame's first hash is of it as it is; one of poor quality says nothing.
+        if found.hash_type == measured and found.quality >= MIN_QUALITY:
+            frames.setdefault(frame_of(found.picture), found.value)
+    wanted = {*DIGEST_BYTES, *bank.signal_types}
+    hashes = {found.hash_type: found.value for found in reversed(item.hashes) if found.hash_type in wanted}
+    if frames:
+        hashes["pdq" if len(frames) == 1 else VPDQ] = b"".join(frames.values())
+    return hashes
 
 
 def _matched(store: BankStore, bank: str) -> Iterator[bank_pb2.BankEntry]:

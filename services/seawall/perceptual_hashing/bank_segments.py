@@ -14,6 +14,7 @@ from seawall.perceptual_hashing import array_file
 from seawall.perceptual_hashing.array_file import Damaged
 from seawall.perceptual_hashing.bank_columns import Columns, Hashes
 from seawall.perceptual_hashing.hamming import HammingIndex, Words, to_words
+from seawall.perceptual_hashing.hash_types import DIGEST_BYTES, is_pdq
 from seawall.perceptual_hashing.multi_index import MultiIndex
 from seawall.perceptual_hashing.scan_index import ScanIndex
 
@@ -31,6 +32,8 @@ class Near(NamedTuple):
     #: Number of the entry in the segment.
     entry: int
     distance: int
+    #: Number of the listed hash in the segment, among those of its kind: tells the frames of a video apart.
+    row: int
 
 
 class DigestIndex:
@@ -68,8 +71,10 @@ class Segment:
         indexes: dict[str, HammingIndex] = {}
         digests: dict[str, DigestIndex] = {}
         for kind, hashes in columns.hashes.items():
-            if not kind.startswith("pdq."):
+            if kind in DIGEST_BYTES:
                 digests[kind] = DigestIndex(hashes)
+            elif not is_pdq(kind):
+                continue  # a plug-in's: whoever has the plug-in indexes it
             elif len(hashes.values) < SCAN_BELOW:
                 indexes[kind] = ScanIndex(to_words(hashes.values))
             else:
@@ -92,9 +97,15 @@ class Segment:
         hits = index.search(queries, radius)
         entry = self.columns.hashes[kind].entry
         return [
-            Near(query, int(entry[row]), distance)
+            Near(query, int(entry[row]), distance, row)
             for query, row, distance in zip(hits.query.tolist(), hits.row.tolist(), hits.distance.tolist(), strict=True)
         ]
+
+    def listed(self, kind: str, entry: int) -> int:
+        """How many hashes of a kind an entry has."""
+        of = self.columns.hashes[kind].entry
+        begin, end = np.searchsorted(of, np.array([entry, entry + 1], of.dtype))
+        return int(end - begin)
 
     def find_digest(self, kind: str, digest: bytes) -> list[int]:
         """The entries that list exactly these bytes."""
@@ -125,11 +136,11 @@ class Segment:
             digests: dict[str, DigestIndex] = {}
             for kind in kinds:
                 values = columns.hashes[kind].values
-                if not kind.startswith("pdq."):
+                if kind in DIGEST_BYTES:
                     digests[kind] = DigestIndex(columns.hashes[kind], arrays[f"{kind}.order"])
                 elif f"{kind}.starts" in arrays:
                     indexes[kind] = MultiIndex(to_words(values), arrays[f"{kind}.starts"], arrays[f"{kind}.buckets"])
-                else:
+                elif is_pdq(kind):
                     indexes[kind] = ScanIndex(to_words(values))
         except (KeyError, TypeError, ValueError):
             raise Damaged("its arrays are not those of a segment") from None

@@ -85,7 +85,7 @@ def load(folder: Path) -> Bank:
                 f"{name}/{file} is not the file whose SHA-256 {CARD_FILE} gives: restore it, or correct the card",
             )
         files.append((f"{name}/{file}", content))
-    return Bank(card, bank_entries.read(files), _digest(card_bytes, card.files))
+    return Bank(card, bank_entries.read(files, card.signal_types), _digest(card_bytes, card.files))
 
 
 def write(folder: Path, card: Mapping[str, Any], entries: Iterable[Entry]) -> Bank:

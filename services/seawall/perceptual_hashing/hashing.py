@@ -14,16 +14,13 @@ import numpy as np
 
 from seawall.perceptual_hashing import borders, pdq, signal_types
 from seawall.perceptual_hashing.bank_card import Pipeline
+from seawall.perceptual_hashing.measured import PDQ_TYPES, STRIPPED
 from seawall.perceptual_hashing.reduction import prepare
 from seawall.perceptual_hashing.signal_types import SignalType
 from seawall.runtime.decoding import Frame, Pixels
 
 #: `make`, as `decoding.isolated.make_decoder` wants it named.
 MEASURE: Final = "seawall.perceptual_hashing.hashing:make"
-#: ``ItemHash.hash_type`` of PDQ by pipeline.
-PDQ_TYPES: Final[dict[Pipeline, str]] = {"full": "pdq", "512": "pdq_512"}
-#: Marks the picture inside its borders, at the end of its name.
-STRIPPED: Final = "stripped"
 #: Lengths of the type and the name, quality, rows, bytes of a row.
 _HEAD: Final = struct.Struct("<BBBBH")
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, Final, Protocol
 
 from seawall.api.bank.v1 import bank_pb2
@@ -21,7 +21,9 @@ from seawall.perceptual_hashing.bank_replication import BankReplication
 from seawall.perceptual_hashing.bank_store import BankStore
 from seawall.perceptual_hashing.flood import FloodWatch
 from seawall.perceptual_hashing.matcher import COUNTS, QUARANTINED, BankInfo, Match, Matcher, index_of
+from seawall.perceptual_hashing.plug_in_hashes import PlugInHashes
 from seawall.perceptual_hashing.settings import BankSettings
+from seawall.perceptual_hashing.signal_types import SignalType
 from seawall.runtime import metrics
 from seawall.runtime.broker import Broker
 from seawall.runtime.logging import get_logger
@@ -54,11 +56,17 @@ class LiveBanks:
     """See the module. `start` once; `stop` ends the threads."""
 
     def __init__(
-        self, settings: BankSettings, *, broker: Callable[[], Broker] | None = None, topic: str = "bank_entries.v1"
+        self,
+        settings: BankSettings,
+        *,
+        plug_ins: Sequence[SignalType] = (),
+        broker: Callable[[], Broker] | None = None,
+        topic: str = "bank_entries.v1",
     ) -> None:
         """Load and verify every bank.
 
         Args:
+            plug_ins: those whose hashes are made, and so can be matched.
             broker: makes the broker to follow; None: the store alone.
 
         Raises:
@@ -80,7 +88,9 @@ class LiveBanks:
         #: Set by the follower when it has read the topic to its end once.
         self._caught_up = threading.Event()
         self._failure: SeawallError | None = None
-        self.matcher = Matcher(self._folders, fixed=self._fixed)
+        self._plug_ins = PlugInHashes(plug_ins)
+        self.matcher = Matcher(self._folders, fixed=self._fixed, plug_ins=self._plug_ins)
+        _tell_not_matched(self.matcher)
         if self._broker is not None:
             self._open_store()
         self._refresh()
@@ -90,8 +100,8 @@ class LiveBanks:
 
         Raises:
             Fatal, Retryable: as `BankReplication`. Fatal: ``NO_BANKS``, nothing is listed, so nothing could ever match;
-                ``EMPTY_BANK``, ``BANK_MISSING``, one that is required. Not so where a topic is followed: the service
-                waits, NOT_SERVING, for what comes.
+                ``EMPTY_BANK``, ``BANK_MISSING``, ``SIGNAL_TYPE_MISSING``, of one that is required. Not so where a topic
+                is followed: the service waits, NOT_SERVING, for what comes.
         """
         work = [self._watch] if self._broker is None else [self._watch, self._replicate]
         for target in work:
@@ -125,6 +135,8 @@ class LiveBanks:
                 return f"BANK_MISSING: bank {name} is required and not there"
             if bank.matches_nothing(now):
                 return f"EMPTY_BANK: bank {name} is required and has no entries: it would match nothing"
+            if missing := self.matcher.not_matched(bank):
+                return f"SIGNAL_TYPE_MISSING: bank {name} is required and lists {missing[0]} hashes, which nobody makes"
         if not self._settings.allow_none and all(bank.matches_nothing(now) for bank in listed.values()):
             return "NO_BANKS: no bank lists anything, so nothing would ever match"
         return ""
@@ -197,9 +209,13 @@ class LiveBanks:
             raise Fatal(
                 "BANK_TWICE", f"bank {twice[0]} is a folder and is in the store: move the folder away, or rename it"
             )
-        self.matcher = Matcher(self._folders, index.snapshot, fixed=self._fixed)
+        self.matcher = Matcher(self._folders, index.snapshot, fixed=self._fixed, plug_ins=self._plug_ins)
         if self.matcher.banks != before.banks:
             _tell(self.matcher.banks)
+        if [bank.signal_types for bank in self.matcher.banks.values()] != [
+            bank.signal_types for bank in before.banks.values()
+        ]:
+            _tell_not_matched(self.matcher)
 
     def _open_store(self) -> BankStore:
         if self._store is None:
@@ -285,6 +301,17 @@ def _tell(listed: Mapping[str, BankInfo]) -> None:
         metrics.BANK_ENTRIES.set(bank.listed, {metrics.BANK: bank.name})
 
 
+def _tell_not_matched(matcher: Matcher) -> None:
+    for bank in matcher.banks.values():
+        for name in matcher.not_matched(bank):
+            _log.error(
+                "a bank lists hashes of a plug-in that this service does not have: they match nothing here; name it in "
+                "signal_types",
+                bank=bank.name,
+                hash_type=name,
+            )
+
+
 def _locked(lock: BinaryIO) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -295,9 +322,8 @@ def _locked(lock: BinaryIO) -> bool:
 
 def _refusal(reason: str, settings: BankSettings) -> Fatal:
     code, _, what = reason.partition(": ")
-    mend = (
-        "put a bank into banks.folder or import one, or say that this is meant with banks.allow_none"
-        if code == "NO_BANKS"
-        else f"put it into banks.folder ({settings.folder.name}), or import it: `seawall banks import`"
-    )
+    mend = {
+        "NO_BANKS": "put a bank into banks.folder or import one, or say that this is meant with banks.allow_none",
+        "SIGNAL_TYPE_MISSING": "install its plug-in and name it in signal_types",
+    }.get(code, f"put it into banks.folder ({settings.folder.name}), or import it: `seawall banks import`")
     return Fatal(code, f"{what}: {mend}")

@@ -27,7 +27,9 @@ from seawall.perceptual_hashing.bank_index import Part, Snapshot
 from seawall.perceptual_hashing.bank_segments import Segment, build_threads
 from seawall.perceptual_hashing.banks import Bank
 from seawall.perceptual_hashing.hamming import Words, to_words
+from seawall.perceptual_hashing.hash_types import DIGEST_BYTES, VPDQ, indexed
 from seawall.perceptual_hashing.multi_index import permuted
+from seawall.perceptual_hashing.plug_in_hashes import PlugInHashes
 
 #: Bits within which a match is as good as the picture itself: re-encoding and scaling move a PDQ hash by so much.
 NEAR_EXACT: Final = 8
@@ -35,6 +37,7 @@ NEAR_EXACT: Final = 8
 COUNTS: Final = signal_pb2.MATCH_DISPOSITION_UNSPECIFIED
 SUPPRESSED: Final = signal_pb2.MATCH_DISPOSITION_SUPPRESSED
 QUARANTINED: Final = signal_pb2.MATCH_DISPOSITION_QUARANTINED
+PARTIAL: Final = signal_pb2.MATCH_DISPOSITION_PARTIAL
 
 
 class BankInfo(NamedTuple):
@@ -53,6 +56,11 @@ class BankInfo(NamedTuple):
     digest: bytes
     #: Entries, or of a folder's bank hashes, that can match.
     listed: int
+    #: Plug-ins whose hashes it lists.
+    signal_types: tuple[str, ...] = ()
+    #: Shares of frames, in percent, from which on a listed video counts as found.
+    min_query_percent: int = 0
+    min_listed_percent: int = 0
 
     def matches_nothing(self, now: int) -> bool:
         """Whether no picture could match it at ``now``, Unix nanoseconds."""
@@ -64,21 +72,27 @@ class Match(NamedTuple):
 
     bank: BankInfo
     entry_id: str
-    #: Bits that differ; 0 for digests.
+    #: Bits that differ, or what a plug-in counts; 0 for digests.
     distance: int
-    #: "pdq", "sha256", "sha1" or "md5".
+    #: "pdq", "vpdq" for a frame of a listed video, "sha256", "sha1", "md5", or a plug-in's name.
     hash_type: str
-    #: Row of the hash that was asked for; 0 for digests.
+    #: Row of the hash that was asked for; 0 for digests and plug-ins.
     query: int
     category: str
     disposition: signal_pb2.MatchDisposition.ValueType = COUNTS
     #: "bank/entry" of the negative entry that speaks against it.
     contested_by: str = ""
+    #: Which of a listed video's frames, and how many it has.
+    listed_frame: int = 0
+    listed_frames: int = 0
 
     @property
     def exact(self) -> bool:
         """Whether nothing may explain it away."""
-        return self.hash_type != "pdq" or self.distance <= NEAR_EXACT
+        if self.hash_type in ("pdq", VPDQ):
+            return self.distance <= NEAR_EXACT
+        # How near a plug-in's hashes of one picture are, only its makers know.
+        return self.hash_type in DIGEST_BYTES or self.distance == 0
 
 
 class Matcher:
@@ -90,12 +104,14 @@ class Matcher:
         snapshot: Snapshot | None = None,
         *,
         fixed: Segment | None = None,
+        plug_ins: PlugInHashes | None = None,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         """Args:
         banks: those that are folders.
         snapshot: those of the store.
         fixed: what `index_of` made of ``banks``; None: it is made now.
+        plug_ins: those that hash; None: none does.
         now: Unix nanoseconds.
         """
         #: What it was made of.
@@ -105,6 +121,9 @@ class Matcher:
         self.now = now
         fixed = index_of(banks) if fixed is None else fixed
         self._parts = (*((Part(fixed, None),) if len(fixed) else ()), *snapshot.parts)
+        self.plug_ins = PlugInHashes() if plug_ins is None else plug_ins
+        for part in self._parts:
+            self.plug_ins.prepare(part.segment)
         self._overrides = snapshot.overrides
         #: By name, in order of name.
         self.banks: Mapping[str, BankInfo] = dict(
@@ -120,14 +139,16 @@ class Matcher:
         """Pipelines by which any bank lists hashes."""
         kinds = {kind for part in self._parts for kind in part.segment.columns.hashes}
         both: tuple[Pipeline, ...] = ("full", "512")
-        return tuple(pipeline for pipeline in both if f"pdq.{pipeline}" in kinds)
+        return tuple(p for p in both if f"pdq.{p}" in kinds or f"{VPDQ}.{p}" in kinds)
 
     def __len__(self) -> int:
         """Entries that can match, of all banks; of a folder's bank, hashes."""
         return sum(bank.listed for bank in self.banks.values())
 
     def match(self, hashes: npt.NDArray[np.uint8], pipeline: Pipeline) -> list[Match]:
-        """Every entry within its bank's radius of one of the hashes, uint8 (n, 32), that the pipeline made."""
+        """Every entry within its bank's radius of one of the hashes, uint8 (n, 32), that the pipeline made; of a listed
+        video every frame.
+        """
         radius = self._radius[pipeline]
         if radius < 0 or not len(hashes):
             return []
@@ -136,15 +157,37 @@ class Matcher:
         #: The nearest negative entry by query.
         benign: dict[int, Match] = {}
         for part in self._parts:
-            for query, entry, distance in part.segment.search(f"pdq.{pipeline}", wanted, radius):
-                match = self._match(part, entry, distance, "pdq", query)
-                if match is None or distance > match.bank.radius:
-                    continue
-                if not match.bank.negative:
+            for hash_type in ("pdq", VPDQ):
+                kind = f"{hash_type}.{pipeline}"
+                for query, entry, distance, row in part.segment.search(kind, wanted, radius):
+                    match = self._match(part, entry, distance, hash_type, query)
+                    if match is None or distance > match.bank.radius:
+                        continue
+                    if match.bank.negative:
+                        if query not in benign or distance < benign[query].distance:
+                            benign[query] = match
+                        continue
+                    if hash_type == VPDQ:
+                        match = match._replace(listed_frame=row, listed_frames=part.segment.listed(kind, entry))
                     positive.append(match)
-                elif query not in benign or distance < benign[query].distance:
-                    benign[query] = match
         return [self._judged(match, benign.get(match.query)) for match in positive]
+
+    def match_plug_in(self, name: str, value: bytes, quality: int) -> list[Match]:
+        """Every entry that a plug-in finds within its distance of a hash it made; none below its quality."""
+        if not self.plug_ins.says_enough(name, quality):
+            return []
+        found = (
+            self._match(part, near.entry, near.distance, name, 0)
+            for part in self._parts
+            for near in self.plug_ins.search(part.segment, name, value)
+        )
+        matches = [match for match in found if match is not None]
+        benign = min((match for match in matches if match.bank.negative), key=lambda m: m.distance, default=None)
+        return [self._judged(match, benign) for match in matches if not match.bank.negative]
+
+    def not_matched(self, bank: BankInfo) -> tuple[str, ...]:
+        """Plug-ins whose hashes the bank lists and nobody here makes."""
+        return tuple(name for name in bank.signal_types if name not in self.plug_ins.names)
 
     def match_digest(self, hash_type: str, digest: bytes) -> list[Match]:
         """Every entry of a positive bank that lists exactly these bytes. They always count.
@@ -213,6 +256,9 @@ def index_of(banks: Sequence[Bank]) -> Segment:
             for value, entry_ids in table.items():
                 for entry_id in entry_ids:
                     hashes.setdefault(entry_id, []).append((digest_type, value))
+        for entry in bank.entries.others:
+            found = indexed(entry.hash_type, entry.value, bank.card.pipeline)
+            hashes.setdefault(entry.entry_id, []).extend(found)
         rows = [Row(bank.card.name, entry_id, 0, False, "", listed) for entry_id, listed in hashes.items()]
         parts.append((bank_columns.from_rows(rows), None))
     return Segment.build(bank_columns.merge(parts), build_threads())
@@ -234,6 +280,9 @@ def _info(card: BankCard, digest: bytes, listed: int) -> BankInfo:
         card.expires_unix_nano,
         digest,
         listed,
+        tuple(sorted(card.signal_types)),
+        card.min_query_percent,
+        card.min_listed_percent,
     )
 
 
@@ -256,5 +305,8 @@ def _of_store(snapshot: Snapshot) -> dict[str, BankInfo]:
             card.expires_unix_nano,
             held.digest,
             0 if removed else held.listed,
+            tuple(card.signal_types),
+            card.min_query_percent,
+            card.min_listed_percent,
         )
     return found

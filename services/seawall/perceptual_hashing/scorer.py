@@ -14,86 +14,26 @@ from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Retryable
 from seawall.perceptual_hashing import hashing, pdq, signal_types
 from seawall.perceptual_hashing.bank_card import Pipeline
-from seawall.perceptual_hashing.hashing import PDQ_TYPES, STRIPPED, Hashed
+from seawall.perceptual_hashing.findings import Findings
+from seawall.perceptual_hashing.hashing import Hashed
 from seawall.perceptual_hashing.live_banks import ListedBanks, LiveBanks
-from seawall.perceptual_hashing.matcher import COUNTS, Match, Matcher, contested
+from seawall.perceptual_hashing.matcher import Matcher
+from seawall.perceptual_hashing.measured import PDQ_TYPES, SENT_TURNS
 from seawall.perceptual_hashing.reduction import REDUCED_SIDE
 from seawall.perceptual_hashing.settings import PerceptualHashingSettings
 from seawall.perceptual_hashing.signal_types import SignalType
-from seawall.runtime import metrics
 from seawall.runtime.content import ContentStore
 from seawall.runtime.decoding import Decoder, Unscannable
 from seawall.runtime.decoding.isolated import make_decoder
 from seawall.runtime.kafka import KafkaBroker
 from seawall.runtime.topics import TopicNames
 
-#: The label of an item that a bank lists: 1 or 0.
-KNOWN_MATCH: Final = "known_match"
 #: The pipeline whose hashes are reported when no bank asks for one: it costs the same however large the picture is.
 DEFAULT_PIPELINE: Final[Pipeline] = "512"
 #: The pipeline of a type of PDQ.
 _PIPELINES: Final[dict[str, Pipeline]] = {name: pipeline for pipeline, name in PDQ_TYPES.items()}
-#: Most matches and PDQ hashes of one item in its result: one picture listed a thousand times, or a long animation, must
-#: not make a signal too large to send. The nearest matches and the first hashes are kept.
-MAX_MATCHES: Final = 64
-MAX_HASHES: Final = 16
-#: Digests of the file's bytes that are made beside its SHA-256.
-_DIGESTS: Final = ("sha256", "md5", "sha1")
-
-
-class _Found:
-    """What is known of one item so far, by one matcher."""
-
-    def __init__(self, matcher: Matcher) -> None:
-        self.matcher = matcher
-        self.pipelines = matcher.pipelines or (DEFAULT_PIPELINE,)
-        #: An entry of a negative bank that lists the item's very bytes.
-        self.benign: Match | None = None
-        #: The nearest match by (bank, entry, hash type), and the name of the variant that gave it.
-        self._matches: dict[tuple[str, str, str], tuple[Match, str]] = {}
-        #: Quality by (hash type, value).
-        self._hashes: dict[tuple[str, bytes], int] = {}
-
-    def add_hash(self, hash_type: str, value: bytes, quality: int) -> None:
-        if len(self._hashes) < MAX_HASHES + len(_DIGESTS):
-            self._hashes.setdefault((hash_type, value), quality)
-
-    def add_match(self, match: Match, variant: str) -> None:
-        key = (match.bank.name, match.entry_id, match.hash_type)
-        if key not in self._matches or match.distance < self._matches[key][0].distance:
-            self._matches[key] = (match, variant)
-
-    def result(
-        self, status: signal_pb2.ItemStatus.ValueType, reason: str, listed: ListedBanks, content: bytes
-    ) -> signal_pb2.ItemResult:
-        result = signal_pb2.ItemResult(status=status, reason=reason)
-        counted = False
-        for (hash_type, value), quality in self._hashes.items():
-            result.hashes.add(hash_type=hash_type, value=value, quality=quality)
-        nearest = sorted(self._matches.items(), key=lambda item: (item[1][0].distance, item[0]))
-        for _, (match, variant) in nearest[:MAX_MATCHES]:
-            if self.benign is not None and not match.contested_by:
-                match = contested(match, self.benign)
-            match = listed.observed(match, content)
-            counts = match.disposition == COUNTS
-            counted |= counts
-            if not counts:
-                metrics.BANK_MATCHES_HELD.add(1, {metrics.BANK: match.bank.name})
-            (result.matches if counts else result.held_matches).add(
-                bank=match.bank.name,
-                entry_id=match.entry_id,
-                distance=match.distance,
-                hash_type=match.hash_type,
-                category=match.category,
-                variant=variant,
-                action=match.bank.action,
-                disposition=match.disposition,
-                contested_by=match.contested_by,
-            )
-        if status == signal_pb2.ITEM_STATUS_OK or counted:
-            # Of an item that could not be read whole only a match is known, never its absence.
-            result.labels.add(label=KNOWN_MATCH, score=1.0 if counted else 0.0)
-        return result
+#: Rows of `pdq.VARIANTS` that travel beside the upright one.
+_SENT: Final = [pdq.VARIANTS.index(turn) for turn in SENT_TURNS[1:]]
 
 
 class HashingScorer:
@@ -122,21 +62,23 @@ class HashingScorer:
         if unready := self.unready():
             raise Retryable(unready.partition(":")[0], "nothing is scored without the banks that are required")
         data = self._content.get(item.content)
-        found = _Found(self._listed.matcher)
-        pipelines = ",".join(found.pipelines)
+        found, matcher = Findings(), self._listed.matcher
+        pipelines = matcher.pipelines or (DEFAULT_PIPELINE,)
         # A JPEG is scaled while it is decoded, unless a bank or a plug-in needs every pixel.
-        min_side = None if self._whole or "full" in found.pipelines else REDUCED_SIDE
+        min_side = None if self._whole or "full" in pipelines else REDUCED_SIDE
         # The store has just checked this digest against the bytes.
-        self._digest(found, "sha256", item.content.sha256)
-        self._digest(found, "md5", hashlib.md5(data, usedforsecurity=False).digest())
-        self._digest(found, "sha1", hashlib.sha1(data, usedforsecurity=False).digest())
+        _add_digest(found, matcher, "sha256", item.content.sha256)
+        _add_digest(found, matcher, "md5", hashlib.md5(data, usedforsecurity=False).digest())
+        _add_digest(found, matcher, "sha1", hashlib.sha1(data, usedforsecurity=False).digest())
+        status, reason = signal_pb2.ITEM_STATUS_OK, ""
         try:
-            for measured in self._decoder.measured(data, "gray", min_side, item.content.media_type, pipelines):
+            declared = item.content.media_type
+            for measured in self._decoder.measured(data, "gray", min_side, declared, ",".join(pipelines)):
                 for hashed in hashing.read(measured):
-                    self._match(found, hashed)
+                    _add_hashed(found, matcher, hashed)
         except Unscannable as error:
-            return found.result(signal_pb2.ITEM_STATUS_UNSCANNABLE, error.reason, self._listed, item.content.sha256)
-        return found.result(signal_pb2.ITEM_STATUS_OK, "", self._listed, item.content.sha256)
+            status, reason = signal_pb2.ITEM_STATUS_UNSCANNABLE, error.reason
+        return found.result(status, reason, self._listed.observed, item.content.sha256)
 
     def artefacts(self) -> Sequence[signal_pb2.Artefact]:
         """The banks, by their digests."""
@@ -154,25 +96,33 @@ class HashingScorer:
     def warm(self) -> None:
         """Compile, or load from the cache, what the first item would otherwise wait for."""
         blank = np.zeros((1, pdq.HASH_BYTES), np.uint8)
-        found = _Found(self._listed.matcher)
-        for pipeline in found.pipelines:
-            found.matcher.match(blank, pipeline)
+        matcher = self._listed.matcher
+        for pipeline in matcher.pipelines or (DEFAULT_PIPELINE,):
+            matcher.match(blank, pipeline)
 
-    def _digest(self, found: _Found, hash_type: str, digest: bytes) -> None:
-        found.add_hash(hash_type, digest, 100)
-        for match in found.matcher.match_digest(hash_type, digest):
-            found.add_match(match, "original")
-        found.benign = found.benign or found.matcher.benign_digest(hash_type, digest)
 
-    def _match(self, found: _Found, hashed: Hashed) -> None:
-        if not hashed.picture.endswith(STRIPPED):
-            found.add_hash(hashed.hash_type, hashed.values[0].tobytes(), hashed.quality)
-        pipeline = _PIPELINES.get(hashed.hash_type)
-        if pipeline is None or hashed.quality < pdq.MIN_QUALITY:
-            return
-        for match in found.matcher.match(hashed.values, pipeline):
-            variant = pdq.VARIANTS[match.query]
-            found.add_match(match, f"{variant}/{hashed.picture}" if hashed.picture else variant)
+def _add_digest(found: Findings, matcher: Matcher, hash_type: str, digest: bytes) -> None:
+    found.add_hash(signal_pb2.ItemHash(hash_type=hash_type, value=digest, quality=100))
+    for match in matcher.match_digest(hash_type, digest):
+        found.add_match(match, "original")
+    found.benign = found.benign or matcher.benign_digest(hash_type, digest)
+
+
+def _add_hashed(found: Findings, matcher: Matcher, hashed: Hashed) -> None:
+    hash_type, picture, quality, values = hashed
+    upright = values[0].tobytes()
+    turned = values[_SENT].tobytes() if len(values) == len(pdq.VARIANTS) else b""
+    found.add_hash(
+        signal_pb2.ItemHash(hash_type=hash_type, value=upright, quality=quality, picture=picture, turned=turned)
+    )
+    pipeline = _PIPELINES.get(hash_type)
+    if pipeline is None:
+        for match in matcher.match_plug_in(hash_type, upright, quality):
+            found.add_match(match, "original", picture)
+    elif quality >= pdq.MIN_QUALITY:
+        found.add_frame(pipeline, picture)
+        for match in matcher.match(values, pipeline):
+            found.add_match(match, pdq.VARIANTS[match.query], picture)
 
 
 def load(settings: PerceptualHashingSettings) -> HashingScorer:
@@ -197,6 +147,7 @@ def load(settings: PerceptualHashingSettings) -> HashingScorer:
             plug_ins = signal_types.load(settings.signal_types)
             listed = LiveBanks(
                 settings.banks,
+                plug_ins=plug_ins,
                 broker=lambda: KafkaBroker(settings.kafka),
                 topic=TopicNames(settings.kafka.topic_prefix).bank_entries,
             )

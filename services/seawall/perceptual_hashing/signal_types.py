@@ -12,20 +12,18 @@ loaded; one that does not reproduce them is never ready.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Final, NamedTuple, Protocol
 
+import numpy as np
+
 from seawall.core.errors import Fatal
 from seawall.perceptual_hashing.bank_card import Pipeline
+from seawall.perceptual_hashing.hash_types import MAX_PLUG_IN_BYTES, is_plug_in
 from seawall.runtime.decoding import Pixels
 
 ENTRY_POINTS: Final = "seawall.signal_types"
-#: Names that are taken.
-BUILT_IN: Final = frozenset({"pdq", "pdq_512", "md5", "sha1", "sha256"})
-_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
-MAX_HASH_BYTES: Final = 1024
 
 
 class SignalHash(NamedTuple):
@@ -46,8 +44,21 @@ class SignalExample(NamedTuple):
     tolerance: int = 0
 
 
+class SignalIndex(Protocol):
+    """Listed hashes of one type, as they are searched. Immutable; called by several threads."""
+
+    def search(self, value: bytes) -> Sequence[tuple[int, int]]:
+        """(row, distance) of every listed hash at most `SignalType.max_distance` away; none may be missed."""
+        ...
+
+
 class SignalType(Protocol):
-    """One kind of perceptual hash. Made once, without arguments; its methods are called by several processes."""
+    """One kind of perceptual hash. Made once, without arguments; its methods are called by several processes.
+
+    It may bring a method of its own to search long lists; without one, `distance` is asked of every listed hash:
+
+        def index(self, values: Pixels) -> SignalIndex     # uint8 (n, hash_bytes), not to be written to
+    """
 
     #: ``hash_type`` of its hashes in signals and banks.
     name: str
@@ -107,10 +118,10 @@ def prove(plug_in: SignalType) -> None:
     Raises Fatal("BAD_SIGNAL_TYPE"), naming what it does wrong.
     """
     name = plug_in.name
-    if not _NAME.match(name) or name in BUILT_IN:
+    if not is_plug_in(name):
         raise _bad(name, "its name must be one of its own: lower-case letters, digits and _")
-    if not 1 <= plug_in.hash_bytes <= MAX_HASH_BYTES:
-        raise _bad(name, f"hash_bytes must be 1 to {MAX_HASH_BYTES}")
+    if not 1 <= plug_in.hash_bytes <= MAX_PLUG_IN_BYTES:
+        raise _bad(name, f"hash_bytes must be 1 to {MAX_PLUG_IN_BYTES}")
     if plug_in.pipeline not in ("full", "512"):
         raise _bad(name, 'pipeline must be "full" or "512"')
     try:
@@ -146,6 +157,29 @@ def _prove(plug_in: SignalType, examples: Sequence[SignalExample]) -> None:
             raise _bad(name, "its distance is not the same both ways")
     if not any(plug_in.distance(one, other) > plug_in.max_distance for one in values for other in values):
         raise _bad(name, "it brings no two examples that are different pictures: everything would match")
+    listed = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
+    own, every = index_of(plug_in, listed), _EveryDistance(plug_in, listed)
+    if any(sorted(own.search(value)) != sorted(every.search(value)) for value in values):
+        raise _bad(name, "its index does not find what its distance says is near")
+
+
+def index_of(plug_in: SignalType, values: Pixels) -> SignalIndex:
+    """The plug-in's own index over listed hashes, uint8 (n, hash_bytes), or one that asks its distance of each."""
+    values = np.ascontiguousarray(values).view()
+    values.flags.writeable = False
+    make = getattr(plug_in, "index", None)
+    found: SignalIndex = _EveryDistance(plug_in, values) if make is None else make(values)
+    return found
+
+
+class _EveryDistance:
+    def __init__(self, plug_in: SignalType, values: Pixels) -> None:
+        self._plug_in = plug_in
+        self._values = [row.tobytes() for row in values]
+
+    def search(self, value: bytes) -> list[tuple[int, int]]:
+        most, distance = self._plug_in.max_distance, self._plug_in.distance
+        return [(row, far) for row, one in enumerate(self._values) if (far := distance(value, one)) <= most]
 
 
 def _bad(name: str, what: str) -> Fatal:

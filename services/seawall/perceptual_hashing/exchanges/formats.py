@@ -15,13 +15,13 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from seawall.core.errors import Fatal, Poison
+from seawall.perceptual_hashing.bank_entries import CARD_SAYS
 from seawall.perceptual_hashing.exchanges.records import (
-    HASH_BYTES,
     ExchangeRecord,
     ListedHash,
     Refused,
@@ -29,6 +29,7 @@ from seawall.perceptual_hashing.exchanges.records import (
     entry_id_of,
     listed_hash,
 )
+from seawall.perceptual_hashing.hash_types import HASH_BYTES, VPDQ
 
 #: A file is read into memory whole.
 MAX_FILE_BYTES: Final = 4 * 1024**3
@@ -36,11 +37,12 @@ MAX_FILE_BYTES: Final = 4 * 1024**3
 Read = ExchangeRecord | Refused
 
 
-def read(path: Path, name: str) -> Iterator[Read]:
+def read(path: Path, name: str, plug_ins: Collection[str] = ()) -> Iterator[Read]:
     """Every record of a file.
 
     Args:
         name: a key of FORMATS.
+        plug_ins: those whose hashes the bank lists; JSON alone can hold any.
 
     Raises:
         Fatal: ``BAD_FILE``: it cannot be read, or is not of this format at all.
@@ -52,13 +54,15 @@ def read(path: Path, name: str) -> Iterator[Read]:
         content = path.read_bytes()
     except OSError as error:
         raise Fatal("BAD_FILE", f"{path.name} cannot be read ({error.strerror})") from None
+    if name == "json":
+        return _json(path.name, content, plug_ins)
     return FORMATS[name](path.name, content)
 
 
 # ---- JSON ----------------------------------------------------------------------------------------------------------
 
 
-def _json(name: str, content: bytes) -> Iterator[Read]:
+def _json(name: str, content: bytes, plug_ins: Collection[str] = ()) -> Iterator[Read]:
     if content.lstrip()[:1] == b"[":
         try:
             rows = json.loads(content)
@@ -66,7 +70,7 @@ def _json(name: str, content: bytes) -> Iterator[Read]:
             line = getattr(error, "lineno", 1)
             raise Fatal("BAD_FILE", f"{name} line {line}: not JSON") from None
         for number, row in enumerate(rows, 1):
-            yield _object(row, json.dumps(row, sort_keys=True).encode(), f"{name} item {number}")
+            yield _object(row, json.dumps(row, sort_keys=True).encode(), f"{name} item {number}", plug_ins)
         return
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
@@ -76,23 +80,28 @@ def _json(name: str, content: bytes) -> Iterator[Read]:
         except ValueError:
             yield Refused("record", "BAD_JSON", digest_of(line), f"{name} line {number}")
             continue
-        yield _object(row, line, f"{name} line {number}")
+        yield _object(row, line, f"{name} line {number}", plug_ins)
 
 
-def _object(row: Any, raw: bytes, where: str) -> Read:
+def _object(row: Any, raw: bytes, where: str, plug_ins: Collection[str]) -> Read:
     try:
         if not isinstance(row, dict) or not isinstance(row.get("hashes"), dict) or "entry_id" not in row:
             raise Poison("BAD_RECORD", 'an object has "entry_id" and "hashes"')
-        unknown = row["hashes"].keys() - HASH_BYTES.keys()
-        if unknown:
-            raise Poison("UNKNOWN_HASH", f"hash types are {', '.join(HASH_BYTES)}")
-        hashes = tuple(listed_hash(kind, str(value)) for kind, value in sorted(row["hashes"].items()))
+        known = (*HASH_BYTES, VPDQ, *plug_ins)
+        if not all(kind in known for kind in row["hashes"]):
+            raise Poison("UNKNOWN_HASH", f"hash types are {', '.join(known)}, or {CARD_SAYS}")
+        hashes = tuple(listed_hash(kind, _text(value)) for kind, value in sorted(row["hashes"].items()))
         deleted = row.get("deleted") is True
         if not hashes and not deleted:
             raise Poison("NO_HASH", "an object has at least one hash")
         return ExchangeRecord(_entry_id(str(row["entry_id"])), hashes, deleted, str(row.get("note", "")))
     except Poison as error:
         return Refused("record", error.reason, digest_of(raw), where)
+
+
+def _text(value: Any) -> str:
+    # A video's frames may be a list.
+    return json.dumps(value) if isinstance(value, list) else str(value)
 
 
 # ---- python-threatexchange: a line a signal --------------------------------------------------------------------------
@@ -105,6 +114,7 @@ _SIGNAL_TYPES: Final = {
     "sha1": "sha1",
     "sha256": "sha256",
     "video_sha256": "sha256",
+    "vpdq": VPDQ,
 }
 
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from seawall.core.errors import Poison
+from seawall.perceptual_hashing.hash_types import HASH_BYTES, MAX_LISTED_FRAMES, VPDQ, fault
+from seawall.perceptual_hashing.pdq import MIN_QUALITY
 
 #: Where a pull goes on: JSON values only, made by an exchange and understood by it alone.
 Checkpoint = Mapping[str, Any]
 
-#: Bytes of each hash type that a bank can hold.
-HASH_BYTES: Final = {"pdq": 32, "md5": 16, "sha1": 20, "sha256": 32}
 _MAX_ENTRY_ID: Final = 128
 
 
 class ListedHash(NamedTuple):
     """One hash of a listed file."""
 
-    #: A key of HASH_BYTES.
+    #: See `hash_types`.
     hash_type: str
     value: bytes
 
@@ -121,18 +122,45 @@ def parts_of(entry_id: str) -> list[str]:
 
 
 def listed_hash(hash_type: str, text: str) -> ListedHash:
-    """A hash from its hex digits. Raises Poison: ``BAD_LENGTH``, ``NOT_HEX``."""
-    length = HASH_BYTES[hash_type]
+    """A hash from its hex digits; a video also as python-threatexchange writes it, see `_frames`.
+
+    Raises Poison: ``BAD_LENGTH``, ``NOT_HEX``, ``BAD_VIDEO``.
+    """
     digits = text.strip()
-    if len(digits) != 2 * length:
+    if hash_type == VPDQ and digits.startswith("["):
+        return ListedHash(VPDQ, _frames(digits))
+    length = HASH_BYTES.get(hash_type)
+    if length is not None and len(digits) != 2 * length:
         raise Poison("BAD_LENGTH", f"a {hash_type} hash has {2 * length} hex digits, this one {len(digits)}")
     try:
         value = bytes.fromhex(digits)
     except ValueError:
         raise Poison("NOT_HEX", f"a {hash_type} hash has hex digits only") from None
-    if len(value) != length:  # bytes.fromhex skips blanks
+    if 2 * len(value) != len(digits):  # bytes.fromhex skips blanks
         raise Poison("NOT_HEX", f"a {hash_type} hash has hex digits only")
+    if wrong := fault(hash_type, len(value)):
+        raise Poison("BAD_LENGTH", wrong)
     return ListedHash(hash_type, value)
+
+
+def _frames(text: str) -> bytes:
+    """The hashes in a JSON list of "hex,quality,seconds", one a frame; those of poor quality say nothing."""
+    try:
+        rows = json.loads(text)
+        if not isinstance(rows, list) or len(rows) > MAX_LISTED_FRAMES:
+            raise ValueError
+        frames = []
+        for row in rows:
+            value, quality, _ = str(row).split(",")
+            if int(quality) >= MIN_QUALITY:
+                frames.append(listed_hash("pdq", value).value)
+    except ValueError:
+        raise Poison(
+            "BAD_VIDEO", f'a vpdq hash is hex digits, or a list of at most {MAX_LISTED_FRAMES} "hex,quality,seconds"'
+        ) from None
+    if not frames:
+        raise Poison("BAD_VIDEO", f"none of its frames has a quality of {MIN_QUALITY} or more")
+    return b"".join(frames)
 
 
 def _quote(part: str) -> str:

@@ -26,6 +26,7 @@ from seawall.api.control.v1 import control_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.clock import Clock, SystemClock
 from seawall.core.errors import Fatal, Retryable
+from seawall.perceptual_hashing.measured import PDQ_TYPES, all_turns, is_pdq
 from seawall.perceptual_hashing.retroactive import pairs
 from seawall.perceptual_hashing.retroactive.columns import Columns
 from seawall.perceptual_hashing.retroactive.entries import Change, Entries, holds
@@ -281,7 +282,7 @@ class Engine:
     def _tell_unmeasured(self) -> None:
         """Pictures are measured by the pipelines that a bank asked for at the time; by others nothing can be found."""
         windows = [state.window for state in self._partitions.values()]
-        for kind in ("pdq", "pdq_512"):
+        for kind in PDQ_TYPES.values():
             if kind in self._told or not len(self._entries.positive(kind)):
                 continue
             if any(map(len, windows)) and not any(len(window.table(kind)) for window in windows):
@@ -313,7 +314,7 @@ class Engine:
         radius = {bank: card.radius for bank, card in self._entries.cards.items()}
         rows = (found.left + first).tolist()
         for row, picture, distance in zip(rows, found.right.tolist(), found.distance.tolist(), strict=True):
-            if kind.startswith("pdq") and distance > radius.get(self._entries.bank(int(table["bank"][row])), -1):
+            if is_pdq(kind) and distance > radius.get(self._entries.bank(int(table["bank"][row])), -1):
                 continue
             hit = Hit(number, int(offsets[picture]), int(table["partition"][row]), int(table["offset"][row]))
             if hit in self._queued:
@@ -394,9 +395,12 @@ class Engine:
         nearest: dict[tuple[str, bytes], tuple[int, int, int]] = {}
         for picture in pictures:
             for item in _signal(picture).items:
-                for hash_ in item.hashes:
-                    if comparable(hash_) and (found := self._entries.nearest_negative(hash_)) is not None:
-                        nearest[hash_.hash_type, hash_.value] = found
+                for hash_ in filter(comparable, item.hashes):
+                    kind = hash_.hash_type
+                    values = [value for _, value in all_turns(hash_)] if is_pdq(kind) else [hash_.value]
+                    for value in values:
+                        if (found := self._entries.nearest_negative(kind, value)) is not None:
+                            nearest[kind, value] = found
         changes = await self._fetcher.fetch(
             {(self._changes, partition, offset) for _, partition, offset in nearest.values()}
         )
@@ -469,7 +473,7 @@ def _signal(record: Record) -> signal_pb2.Signal:
 def _compare(entries: Columns, values: Any, times: Any, reach: tuple[int, int], *, first: int = 0) -> pairs.Pairs:
     """Pairs of (entry from ``first`` on, picture) near each other, in value and in time."""
     listed = entries["value"][first:]
-    find = pairs.near if listed.shape[1] == 4 else pairs.equal
+    find = pairs.near_turned if listed.shape[1] == 4 else pairs.equal
     found = find(listed, values)
     if not len(found.left):
         return found

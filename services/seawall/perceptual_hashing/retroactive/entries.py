@@ -10,9 +10,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from seawall.api.bank.v1 import bank_pb2
-from seawall.api.signal.v1 import signal_pb2
 from seawall.core.clock import Clock
 from seawall.perceptual_hashing.bank_changes import MATCHED_STATES
+from seawall.perceptual_hashing.hash_types import VPDQ, fault
+from seawall.perceptual_hashing.measured import is_pdq
 from seawall.perceptual_hashing.retroactive import pairs
 from seawall.perceptual_hashing.retroactive.columns import Array, Columns
 from seawall.perceptual_hashing.retroactive.window import WORDS
@@ -99,14 +100,13 @@ class Entries:
         """Rows by measured hash type: value, time, partition, offset, bank, alive."""
         return self._positive[hash_type]
 
-    def nearest_negative(self, measured: signal_pb2.ItemHash) -> tuple[int, int, int] | None:
+    def nearest_negative(self, kind: str, value: bytes) -> tuple[int, int, int] | None:
         """The nearest entry of a negative bank: its distance, and where its change stands. None: there is none."""
-        kind = measured.hash_type
         table = self._negative.get(kind)
         if table is None or not len(table):
             return None
-        value = np.frombuffer(measured.value[: 8 * WORDS[kind]], np.uint64).reshape(1, -1)
-        found = (pairs.near if kind.startswith("pdq") else pairs.equal)(table["value"], value)
+        words = np.frombuffer(value[: 8 * WORDS[kind]], np.uint64).reshape(1, -1)
+        found = (pairs.near if is_pdq(kind) else pairs.equal)(table["value"], words)
         now = self._clock.now_nanos()
         best: tuple[int, int, int] | None = None
         for row, distance in zip(found.left.tolist(), found.distance.tolist(), strict=True):
@@ -155,11 +155,14 @@ class Entries:
                 continue
             row = (one.time, one.partition, one.offset, self._number(entry.bank), _key(entry))
             for listed in entry.hashes:
-                kind = _PDQ[card.pipeline] if listed.hash_type == "pdq" else listed.hash_type
-                if kind in WORDS and len(listed.value) >= 8 * WORDS[kind]:
-                    values, rows = found.setdefault((kind, negative), (bytearray(), []))
-                    values += listed.value[: 8 * WORDS[kind]]
-                    rows.append(row)
+                perceptual = listed.hash_type in ("pdq", VPDQ)
+                kind = _PDQ[card.pipeline] if perceptual else listed.hash_type
+                if kind not in WORDS or fault(listed.hash_type, len(listed.value)):
+                    continue
+                values, rows = found.setdefault((kind, negative), (bytearray(), []))
+                # Of a video a row a frame.
+                values += listed.value if perceptual else listed.value[: 8 * WORDS[kind]]
+                rows += [row] * (len(listed.value) // 32 if perceptual else 1)
         for (kind, negative), (values, rows) in found.items():
             times, partitions, offsets, banks, keys = zip(*rows, strict=True)
             yield (

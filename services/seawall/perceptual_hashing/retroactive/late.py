@@ -6,8 +6,10 @@ same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
+
+import numpy as np
 
 from seawall.api.bank.v1 import bank_pb2
 from seawall.api.control.v1 import control_pb2
@@ -15,13 +17,15 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core import identity
 from seawall.perceptual_hashing import bank_changes
+from seawall.perceptual_hashing.findings import KNOWN_MATCH, percent
+from seawall.perceptual_hashing.hash_types import VPDQ
 from seawall.perceptual_hashing.matcher import NEAR_EXACT
+from seawall.perceptual_hashing.measured import PDQ_TYPES, all_turns, frame_of, is_pdq, name
 from seawall.perceptual_hashing.retroactive.entries import Change
 from seawall.perceptual_hashing.retroactive.window import comparable
 
 #: The room's name, and the stage of its signals.
 ROOM: Final = "perceptual_hashing.retroactive"
-KNOWN_MATCH: Final = "known_match"
 _NANOS_PER_MILLI: Final = 1_000_000
 
 
@@ -90,45 +94,77 @@ def _known(item: signal_pb2.ItemResult) -> list[signal_pb2.BankMatch]:
     return [*item.matches, *item.held_matches]
 
 
+class _Turn(NamedTuple):
+    """A measured hash in one of its turns."""
+
+    measured: signal_pb2.ItemHash
+    #: As it is named in the match: "mirror/frame-5".
+    variant: str
+    value: bytes
+
+
 def _matches(
     item: signal_pb2.ItemResult, entry: bank_pb2.BankEntry, card: bank_pb2.Bank, benign: AllBenign
 ) -> list[signal_pb2.BankMatch]:
     """The nearest match of each hash type that counts, checked over the whole hashes."""
-    measured_pdq = "pdq" if card.pipeline == "full" else "pdq_512"
+    wanted = PDQ_TYPES["full" if card.pipeline == "full" else "512"]
+    turned = [
+        _Turn(one, name(variant, one.picture), value)
+        for one in item.hashes
+        if one.hash_type == wanted and comparable(one)
+        for variant, value in all_turns(one)
+    ]
+    digests = {(one.hash_type, one.value) for one in item.hashes if not is_pdq(one.hash_type)}
     # A negative bank that lists these very bytes speaks against whatever they look like.
-    known = [found for one in item.hashes if (found := benign.get((one.hash_type, one.value))) and not _is_pdq(one)]
-    nearest: dict[str, tuple[int, str]] = {}
+    known = next((benign[key].entry for key in sorted(digests) if key in benign), "")
+    found = []
     for listed in entry.hashes:
-        wanted = measured_pdq if listed.hash_type == "pdq" else listed.hash_type
-        limit = card.radius if listed.hash_type == "pdq" else 0
-        for measured in item.hashes:
-            if measured.hash_type != wanted or not comparable(measured) or len(measured.value) != len(listed.value):
-                continue
-            distance = (int.from_bytes(measured.value) ^ int.from_bytes(listed.value)).bit_count()
-            if distance > limit:
-                continue
-            against = benign.get((measured.hash_type, measured.value)) if _is_pdq(measured) else None
-            if against is None or against.distance >= distance:
-                against = known[0] if known else None
-            exact = listed.hash_type != "pdq" or distance <= NEAR_EXACT
-            if not exact and (against is not None or entry.state == bank_pb2.ENTRY_STATE_QUARANTINED):
-                continue
-            limit = distance
-            nearest[listed.hash_type] = (distance, against.entry if against else "")
-    return [
-        signal_pb2.BankMatch(
+        match = signal_pb2.BankMatch(
             bank=entry.bank,
             entry_id=entry.entry_id,
-            distance=distance,
-            hash_type=hash_type,
+            hash_type=listed.hash_type,
             category=entry.category or card.category,
-            variant="original",
             action=card.action,
-            contested_by=against,
         )
-        for hash_type, (distance, against) in sorted(nearest.items())
-    ]
+        if (listed.hash_type, listed.value) in digests:
+            match.variant, match.contested_by = "original", known
+            found.append(match)
+        elif listed.hash_type in ("pdq", VPDQ) and turned:
+            quarantined = entry.state == bank_pb2.ENTRY_STATE_QUARANTINED
+            if _nearest(match, listed, turned, card, benign, known, quarantined):
+                found.append(match)
+    return found
 
 
-def _is_pdq(measured: signal_pb2.ItemHash) -> bool:
-    return measured.hash_type.startswith("pdq")
+def _nearest(
+    match: signal_pb2.BankMatch,
+    listed: bank_pb2.ListedHash,
+    turned: Sequence[_Turn],
+    card: bank_pb2.Bank,
+    benign: AllBenign,
+    known: str,
+    quarantined: bool,
+) -> bool:
+    """Fill in the nearest of a listed picture or video that counts. False: none does."""
+    frames = np.frombuffer(listed.value, np.uint8).reshape(-1, 32)
+    values = np.frombuffer(b"".join(turn.value for turn in turned), np.uint8).reshape(-1, 32)
+    distances = np.bitwise_count(values[:, None] ^ frames[None]).sum(2, dtype=np.int64)
+    seen: set[str] = set()
+    seen_listed: set[int] = set()
+    rows, columns = np.nonzero(distances <= card.radius)
+    for row, column in sorted(zip(rows.tolist(), columns.tolist(), strict=True), key=lambda at: (distances[at], at)):
+        turn, distance = turned[row], int(distances[row, column])
+        against = benign.get((turn.measured.hash_type, turn.value))
+        contested_by = against.entry if against is not None and against.distance < distance else known
+        if distance > NEAR_EXACT and (contested_by or quarantined):
+            continue
+        if not seen:
+            match.distance, match.variant, match.contested_by = distance, turn.variant, contested_by
+        seen.add(frame_of(turn.measured.picture))
+        seen_listed.add(column)
+    if listed.hash_type == VPDQ:
+        match.query_percent = percent(len(seen), len({frame_of(turn.measured.picture) for turn in turned}))
+        match.listed_percent = percent(len(seen_listed), len(frames))
+        if match.query_percent < card.min_query_percent or match.listed_percent < card.min_listed_percent:
+            return False
+    return bool(seen)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seawall.perceptual_hashing.hamming import MAX_RADIUS, Words
+from seawall.perceptual_hashing.measured import exchanged
 from seawall.perceptual_hashing.multi_index import MultiIndex
 from seawall.perceptual_hashing.scan_index import ScanIndex
 
@@ -16,6 +17,8 @@ from seawall.perceptual_hashing.scan_index import ScanIndex
 SCAN_PAIRS: Final = 1_000_000_000
 #: Rows of the queries' side at a time, so that the hits of a moment stay few.
 _QUERIES: Final = 200_000
+#: Hashes whose axes are exchanged at a time.
+_EXCHANGED: Final = 16_384
 
 Indices = npt.NDArray[np.int64]
 
@@ -38,7 +41,7 @@ def near(left: Words, right: Words) -> Pairs:
     if not len(left) or not len(right):
         return _NONE
     if len(left) > len(right):
-        return _turned(near(right, left))
+        return _swapped(near(right, left))
     # The left side is the smaller now.
     if len(left) * len(right) <= SCAN_PAIRS:
         index = ScanIndex(np.ascontiguousarray(left))
@@ -55,6 +58,30 @@ def near(left: Words, right: Words) -> Pairs:
     return _joined(found)
 
 
+def near_turned(listed: Words, measured: Words) -> Pairs:
+    """Every listed hash and picture at most MAX_RADIUS bits apart in any of the picture's turns, each pair once, at the
+    nearest.
+
+    Args:
+        listed: uint64 (n, 4).
+        measured: uint64 (m, 16), as `window` keeps them.
+    """
+    turns = measured.reshape(-1, 4)
+    count = len(listed)
+    # An exchange of axes is its own inverse, so either side may be exchanged: the shorter one.
+    if count <= len(turns):
+        found = near(np.concatenate([listed, _exchanged(listed)]), turns)
+        left, right = found.left % max(1, count), found.right // 4
+    else:
+        found = near(listed, np.concatenate([turns, _exchanged(turns)]))
+        left, right = found.left, found.right % max(1, len(turns)) // 4
+    order = np.lexsort((found.distance, right, left))
+    left, right, distance = left[order], right[order], found.distance[order]
+    first = np.ones(len(order), np.bool_)
+    first[1:] = (left[1:] != left[:-1]) | (right[1:] != right[:-1])
+    return Pairs(left[first], right[first], distance[first])
+
+
 def equal(left: Words, right: Words) -> Pairs:
     """Every pair of equal rows.
 
@@ -64,7 +91,7 @@ def equal(left: Words, right: Words) -> Pairs:
     if not len(left) or not len(right):
         return _NONE
     if len(left) > len(right):
-        return _turned(equal(right, left))
+        return _swapped(equal(right, left))
     by_value: dict[bytes, list[int]] = {}
     for row, value in enumerate(left):
         by_value.setdefault(value.tobytes(), []).append(row)
@@ -88,7 +115,16 @@ _EMPTY = np.zeros(0, np.int64)
 _NONE: Final = Pairs(_EMPTY, _EMPTY, _EMPTY)
 
 
-def _turned(pairs: Pairs) -> Pairs:
+def _exchanged(words: Words) -> Words:
+    out = np.empty_like(words)
+    # Bits take eight times the room while they are exchanged.
+    for start in range(0, len(words), _EXCHANGED):
+        part = np.ascontiguousarray(words[start : start + _EXCHANGED])
+        out[start : start + _EXCHANGED] = exchanged(part.view(np.uint8)).view(np.uint64)
+    return out
+
+
+def _swapped(pairs: Pairs) -> Pairs:
     return Pairs(pairs.right, pairs.left, pairs.distance)
 
 

@@ -10,11 +10,15 @@ import numpy.typing as npt
 
 from seawall.api.signal.v1 import signal_pb2
 from seawall.perceptual_hashing.hamming import Words
+from seawall.perceptual_hashing.measured import SENT_TURNS, is_pdq, sent_turns
 from seawall.perceptual_hashing.pdq import MIN_QUALITY
 from seawall.perceptual_hashing.retroactive.columns import Columns
 
-#: Words that are compared, by ``ItemHash.hash_type``. Of a digest 16 bytes: what is found is checked whole later.
+#: Words of a listed hash that are compared, by the type of the measured ones. Of a digest 16 bytes: what is found is
+#: checked whole later.
 WORDS: Final = {"pdq": 4, "pdq_512": 4, "md5": 2, "sha1": 2, "sha256": 2}
+#: Words that are kept of a measured hash: of a PDQ those of four turns, which stand for eight; see `measured`.
+KEPT_WORDS: Final = {kind: words * (4 if is_pdq(kind) else 1) for kind, words in WORDS.items()}
 
 
 class HashWindow:
@@ -24,7 +28,7 @@ class HashWindow:
         #: Offset of the signal, log time in milliseconds.
         self._tables = {
             kind: Columns({"value": (np.uint64, words), "offset": (np.int64, 0), "time": (np.int64, 0)})
-            for kind, words in WORDS.items()
+            for kind, words in KEPT_WORDS.items()
         }
 
     def __len__(self) -> int:
@@ -72,7 +76,7 @@ class Rows:
             for measured in item.hashes:
                 kind = measured.hash_type
                 if comparable(measured):
-                    self._values[kind] += measured.value[: 8 * WORDS[kind]]
+                    self._values[kind] += _kept(measured)
                     self._offsets[kind].append(offset)
                     self._times[kind].append(time)
 
@@ -82,7 +86,7 @@ class Rows:
         """Hash type, values, offsets and times, of each type that there is."""
         for kind, offsets in self._offsets.items():
             if offsets:
-                values = np.frombuffer(bytes(self._values[kind]), np.uint64).reshape(-1, WORDS[kind])
+                values = np.frombuffer(bytes(self._values[kind]), np.uint64).reshape(-1, KEPT_WORDS[kind])
                 yield kind, values, np.array(offsets, np.int64), np.array(self._times[kind], np.int64)
 
 
@@ -91,4 +95,12 @@ def comparable(measured: signal_pb2.ItemHash) -> bool:
     words = WORDS.get(measured.hash_type)
     if words is None or len(measured.value) < 8 * words:
         return False
-    return not measured.hash_type.startswith("pdq") or measured.quality >= MIN_QUALITY
+    return not is_pdq(measured.hash_type) or measured.quality >= MIN_QUALITY
+
+
+def _kept(measured: signal_pb2.ItemHash) -> bytes:
+    if not is_pdq(measured.hash_type):
+        return measured.value[: 8 * WORDS[measured.hash_type]]
+    turns = sent_turns(measured)
+    # Where nobody measured the turns, the upright one stands for them: it finds nothing more.
+    return turns.tobytes() * (len(SENT_TURNS) // len(turns))

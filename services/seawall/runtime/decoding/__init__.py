@@ -1,4 +1,4 @@
-"""Safe decoding of pictures, shared by the media stages.
+"""Safe decoding of pictures and videos, shared by the media stages.
 
     inspect(data) -> ImageInfo                      what the header says; nothing decoded
     decode_gray(data, min_side=512) -> uint8[h, w]     the first frame

@@ -1,4 +1,4 @@
-"""Animations, frame by frame, and the few frames that stand for all of them."""
+"""Animations and videos, frame by frame, and the few frames that stand for all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from seawall.runtime.decoding import pixels as px
-from seawall.runtime.decoding.image_info import ImageInfo
+from seawall.runtime.decoding import video
+from seawall.runtime.decoding.image_info import VIDEOS, ImageInfo
 from seawall.runtime.decoding.inspection import check_frames, inspect
 from seawall.runtime.decoding.limits import DEFAULT_LIMITS, DecodingSettings
 from seawall.runtime.decoding.unscannable import truncated
@@ -42,7 +43,7 @@ def iterate_frames(
     into: px.Pixels | None = None,
 ) -> Iterator[Frame]:
     """Every frame in order, in each view that shows something else, one at a time in memory; identical repeats of the
-    frame before are left out.
+    frame before are left out, and of a video what hardly differs: see `video`.
 
     Arguments and errors as `decode_gray`; ``into``: memory that the first frame's pixels may be put in. Nothing is
     skipped: a file too long to be looked at whole is TOO_MANY_FRAMES.
@@ -51,6 +52,10 @@ def iterate_frames(
     with px.memory_slot(info, min_side):
         if info.type == "jpeg":
             yield from _jpegs(data, info, mode, min_side, limits, into)
+        elif info.type in VIDEOS:
+            yield from (
+                Frame(number, "white", each) for number, each in video.frames(data, info, mode, min_side, limits)
+            )
         else:
             yield from _frames(data, info, mode, limits)
 
@@ -87,14 +92,17 @@ def sample_frames(
     for frame in iterate_frames(data, mode, min_side, declared, limits, into):
         thumbnails.append(_thumbnail(frame.pixels))
         kept_bytes += frame.pixels.size
-        if len(thumbnails) <= max_frames and (len(thumbnails) == 1 or kept_bytes <= _KEPT_BYTES):
+        if kept_bytes <= _KEPT_BYTES or len(thumbnails) == 1:
             kept.append(frame)
+        else:
+            kept.clear()
+    wanted = set(range(len(thumbnails)))
+    if len(thumbnails) > max_frames:
+        wanted = set(_farthest(np.stack(thumbnails), max_frames))
     if len(kept) == len(thumbnails):
-        yield from kept
+        yield from (frame for number, frame in enumerate(kept) if number in wanted)
         return
     # Decoded twice rather than held: an animation's frames together may be too large for memory.
-    kept.clear()
-    wanted = set(_farthest(np.stack(thumbnails), max_frames))
     again = iterate_frames(data, mode, min_side, declared, limits)
     yield from (frame for number, frame in enumerate(again) if number in wanted)
 

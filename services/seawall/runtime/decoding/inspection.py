@@ -1,12 +1,12 @@
-"""`inspect`: is this a picture that may be decoded at all?"""
+"""`inspect`: is this a picture or a video that may be decoded at all?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from seawall.runtime.decoding import container_headers, jpeg_header
-from seawall.runtime.decoding.image_info import ImageInfo, ImageType
+from seawall.runtime.decoding import container_headers, jpeg_header, video_headers
+from seawall.runtime.decoding.image_info import VIDEOS, ImageInfo, ImageType
 from seawall.runtime.decoding.limits import DEFAULT_LIMITS, DecodingSettings
 from seawall.runtime.decoding.unscannable import Reason, Unscannable, corrupt
 
@@ -16,10 +16,14 @@ _READERS: Final[Mapping[ImageType, Callable[[bytes, DecodingSettings], ImageInfo
     "gif": container_headers.gif,
     "webp": container_headers.webp,
     "avif": container_headers.avif,
+    "mp4": video_headers.mp4,
+    "matroska": video_headers.matroska,
 }
 #: Archives and documents that are read from their end, or that tolerate bytes before their own beginning.
 _FOREIGN: Final = (b"PK\x03\x04", b"Rar!\x1a\x07", b"7z\xbc\xaf\x27\x1c", b"%PDF-", b"\x1f\x8b\x08", b"\xfd7zXZ\0")
 _JPEG: Final = b"\xff\xd8\xff"
+_ANY_TYPE: Final = ("application/octet-stream", "binary/octet-stream")
+_VIDEO_TYPES: Final = ("video/", "application/mp4", "application/x-matroska")
 _PICTURES: Final = (b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 #: A ZIP's end record: 22 bytes and a comment of at most 65,535.
 _ZIP_END, _ZIP_END_BYTES = b"PK\x05\x06", 22
@@ -35,7 +39,7 @@ def inspect(data: bytes, declared: str = "", limits: DecodingSettings = DEFAULT_
 
     Args:
         declared: the media type the sender gave; "" if none. Which *picture* type it names does not matter, as viewers
-            go by the bytes too; one that names no picture at all is refused.
+            go by the bytes too; one that names no picture at all is refused. The same for videos.
 
     Raises:
         Unscannable: with each of `Reason`.
@@ -44,9 +48,12 @@ def inspect(data: bytes, declared: str = "", limits: DecodingSettings = DEFAULT_
         raise Unscannable(Reason.TOO_LARGE, f"the file has more than decoding.max_bytes ({limits.max_bytes}) bytes")
     kind = sniff(data)
     if kind is None:
-        raise Unscannable(Reason.UNKNOWN_TYPE, "the bytes are no JPEG, PNG, WebP, GIF or AVIF: send one of these")
-    if declared and not declared.lower().startswith(("image/", "application/octet-stream", "binary/octet-stream")):
-        raise Unscannable(Reason.TYPE_MISMATCH, "content.media_type names no picture, the bytes are one: correct it")
+        raise Unscannable(
+            Reason.UNKNOWN_TYPE, "the bytes are no JPEG, PNG, WebP, GIF, AVIF, MP4, MOV, WebM or Matroska: send one"
+        )
+    what, prefixes = ("video", _VIDEO_TYPES) if kind in VIDEOS else ("picture", ("image/",))
+    if declared and not declared.lower().startswith((*prefixes, *_ANY_TYPE)):
+        raise Unscannable(Reason.TYPE_MISMATCH, f"content.media_type names no {what}, the bytes are one: correct it")
     info = _READERS[kind](data, limits)
     if info.width < 1 or info.height < 1:
         raise corrupt("the header gives no width or height")
@@ -68,10 +75,17 @@ def sniff(data: bytes) -> ImageType | None:
         return "webp"
     if data[4:8] == b"ftyp" and any(brand in data[8:40] for brand in (b"avif", b"avis")):
         return "avif"
+    if video_headers.is_mp4(data):
+        return "mp4"
+    if video_headers.is_matroska(data):
+        return "matroska"
     return None
 
 
 def _check_pixels(info: ImageInfo, limits: DecodingSettings) -> None:
+    if info.type in VIDEOS:
+        _check_video(info, limits)
+        return
     by_line = info.type == "jpeg" and not info.progressive
     name, most = ("max_jpeg_pixels", limits.max_jpeg_pixels) if by_line else ("max_pixels", limits.max_pixels)
     if info.width * info.height > most or max(info.width, info.height) > limits.max_side:
@@ -82,12 +96,42 @@ def _check_pixels(info: ImageInfo, limits: DecodingSettings) -> None:
         )
 
 
+def _check_video(info: ImageInfo, limits: DecodingSettings) -> None:
+    if info.width * info.height > limits.max_video_pixels or max(info.width, info.height) > limits.max_side:
+        raise Unscannable(
+            Reason.TOO_MANY_PIXELS,
+            f"the video claims {info.width}x{info.height}, above decoding.max_video_pixels ({limits.max_video_pixels}) "
+            f"or decoding.max_side ({limits.max_side})",
+        )
+    if info.seconds > limits.max_video_seconds:
+        raise too_long(limits)
+
+
 def check_frames(info: ImageInfo, limits: DecodingSettings) -> None:
     """Raises Unscannable(TOO_MANY_FRAMES)."""
+    if info.type in VIDEOS:
+        if info.frames > limits.max_video_frames:
+            raise too_many_frames(limits)
+        return
     if info.frames > 1 and (
         info.frames > limits.max_frames or info.frames * info.width * info.height > limits.max_total_pixels
     ):
         raise container_headers.too_many_frames(limits)
+
+
+def too_long(limits: DecodingSettings) -> Unscannable:
+    """A video is longer than is looked at."""
+    return Unscannable(
+        Reason.TOO_LONG, f"longer than decoding.max_video_seconds ({limits.max_video_seconds:g}): send it shorter"
+    )
+
+
+def too_many_frames(limits: DecodingSettings) -> Unscannable:
+    """A video has more frames than are looked at."""
+    return Unscannable(
+        Reason.TOO_MANY_FRAMES,
+        f"more than decoding.max_video_frames ({limits.max_video_frames}) frames: send a shorter video",
+    )
 
 
 def _refuse_polyglot(data: bytes, info: ImageInfo) -> None:

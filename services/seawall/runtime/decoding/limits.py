@@ -26,6 +26,13 @@ class DecodingSettings(Group):
     max_total_pixels: int = Field(default=150_000_000, ge=1)
     # Passes of a progressive JPEG; encoders write about ten.
     max_scans: int = Field(default=64, ge=1)
+    # Videos (`pip install seawall[video]`; without it each is VIDEO_EXTRA_MISSING). Every frame is decoded, so that
+    # nothing hides between samples, within cpu_seconds: raise that with these. One that claims to be longer, or is, is
+    # TOO_LONG; one with more frames TOO_MANY_FRAMES.
+    max_video_seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    max_video_frames: int = Field(default=9_000, ge=1)
+    # Pixels of one of its frames: a decoder holds up to 17 of them, at 1.5 bytes a pixel and more. Just above 4K.
+    max_video_pixels: int = Field(default=9_000_000, ge=1)
     # Decode in worker processes under the limits below. Off: in the service's own process, for tests and measurements.
     isolated: bool = True
     # Address space a worker may add to what it begins with; a file that needs more is TOO_MUCH_MEMORY. The largest

@@ -12,7 +12,8 @@ class Reason(StrEnum):
 
     #: The first bytes are none of the formats on the allow-list (no bytes at all included).
     UNKNOWN_TYPE = "UNKNOWN_TYPE"
-    #: The sender declared something that is no picture; a viewer would show other content than was scanned.
+    #: The sender declared something that is no picture, or for a video no video: a viewer would show other content than
+    #: was scanned.
     TYPE_MISMATCH = "TYPE_MISMATCH"
     #: Another file (an archive, a document, a second picture) rides behind or inside the picture.
     POLYGLOT = "POLYGLOT"
@@ -28,6 +29,12 @@ class Reason(StrEnum):
     TRUNCATED = "TRUNCATED"
     #: The file contradicts its format, or itself.
     CORRUPT = "CORRUPT"
+    #: A video that claims to be longer, or is longer, than is looked at.
+    TOO_LONG = "TOO_LONG"
+    #: A video in a codec that is not on the allow-list.
+    UNKNOWN_CODEC = "UNKNOWN_CODEC"
+    #: A video, and the extra `video` (`pip install seawall[video]`) is not installed.
+    VIDEO_EXTRA_MISSING = "VIDEO_EXTRA_MISSING"
     #: Decoding it takes more memory than a worker has.
     TOO_MUCH_MEMORY = "TOO_MUCH_MEMORY"
     #: Decoding it takes more time than a worker has.

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import AvifImagePlugin, Image
 
-from seawall.runtime.decoding import messages, pixels
+from seawall.runtime.decoding import messages, pixels, video
 from seawall.runtime.decoding.decoder import MAX_MEASURED, Measure, in_process
 from seawall.runtime.decoding.frames import Frame
 from seawall.runtime.decoding.limits import DecodingSettings
@@ -35,6 +35,7 @@ def prepare(config: dict[str, Any]) -> None:
         module, _, name = config["measure"].partition(":")
         _measure = getattr(importlib.import_module(module), name)(config["options"])
     Image.init()
+    video.prepare()
     # A thread of its own could outlast the request, and its stack counts against the memory.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     _slot = os.memfd_create("seawall-large-picture", os.MFD_CLOEXEC)

@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eseawall/api/bank/v1/bank.proto\x12\x13seawall.api.bank.v1\"\x90\x02\n\x04\x42\x61nk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.seawall.api.bank.v1.BankState\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.seawall.api.bank.v1.BankKind\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x06 \x01(\t\x12\x10\n\x08pipeline\x18\x07 \x01(\t\x12\x0e\n\x06radius\x18\x08 \x01(\r\x12\x0e\n\x06\x61\x63tion\x18\t \x01(\t\x12\x0f\n\x07licence\x18\n \x01(\t\x12\r\n\x05notes\x18\x0b \x01(\t\x12\x19\n\x11\x65xpires_unix_nano\x18\x0c \x01(\x06\".\n\nListedHash\x12\x11\n\thash_type\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"l\n\nProvenance\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x19\n\x11\x63hanged_unix_nano\x18\x04 \x01(\x06\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xee\x01\n\tBankEntry\x12\x0c\n\x04\x62\x61nk\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.seawall.api.bank.v1.EntryState\x12/\n\x06hashes\x18\x04 \x03(\x0b\x32\x1f.seawall.api.bank.v1.ListedHash\x12\x10\n\x08\x63\x61tegory\x18\x05 \x01(\t\x12\x19\n\x11\x65xpires_unix_nano\x18\x06 \x01(\x06\x12\x33\n\nprovenance\x18\x07 \x01(\x0b\x32\x1f.seawall.api.bank.v1.Provenance\"r\n\nBankChange\x12)\n\x04\x62\x61nk\x18\x01 \x01(\x0b\x32\x19.seawall.api.bank.v1.BankH\x00\x12/\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1e.seawall.api.bank.v1.BankEntryH\x00\x42\x08\n\x06\x63hange*U\n\x08\x42\x61nkKind\x12\x19\n\x15\x42\x41NK_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42\x41NK_KIND_POSITIVE\x10\x01\x12\x16\n\x12\x42\x41NK_KIND_NEGATIVE\x10\x02*V\n\tBankState\x12\x1a\n\x16\x42\x41NK_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x42\x41NK_STATE_ACTIVE\x10\x01\x12\x16\n\x12\x42\x41NK_STATE_REMOVED\x10\x02*\x91\x01\n\nEntryState\x12\x1b\n\x17\x45NTRY_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45NTRY_STATE_LISTED\x10\x01\x12\x18\n\x14\x45NTRY_STATE_DISABLED\x10\x02\x12\x1b\n\x17\x45NTRY_STATE_QUARANTINED\x10\x03\x12\x17\n\x13\x45NTRY_STATE_REMOVED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eseawall/api/bank/v1/bank.proto\x12\x13seawall.api.bank.v1\"\xdd\x02\n\x04\x42\x61nk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.seawall.api.bank.v1.BankState\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.seawall.api.bank.v1.BankKind\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x06 \x01(\t\x12\x10\n\x08pipeline\x18\x07 \x01(\t\x12\x0e\n\x06radius\x18\x08 \x01(\r\x12\x0e\n\x06\x61\x63tion\x18\t \x01(\t\x12\x0f\n\x07licence\x18\n \x01(\t\x12\r\n\x05notes\x18\x0b \x01(\t\x12\x19\n\x11\x65xpires_unix_nano\x18\x0c \x01(\x06\x12\x14\n\x0csignal_types\x18\r \x03(\t\x12\x19\n\x11min_query_percent\x18\x0e \x01(\r\x12\x1a\n\x12min_listed_percent\x18\x0f \x01(\r\".\n\nListedHash\x12\x11\n\thash_type\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"l\n\nProvenance\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x19\n\x11\x63hanged_unix_nano\x18\x04 \x01(\x06\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xee\x01\n\tBankEntry\x12\x0c\n\x04\x62\x61nk\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.seawall.api.bank.v1.EntryState\x12/\n\x06hashes\x18\x04 \x03(\x0b\x32\x1f.seawall.api.bank.v1.ListedHash\x12\x10\n\x08\x63\x61tegory\x18\x05 \x01(\t\x12\x19\n\x11\x65xpires_unix_nano\x18\x06 \x01(\x06\x12\x33\n\nprovenance\x18\x07 \x01(\x0b\x32\x1f.seawall.api.bank.v1.Provenance\"r\n\nBankChange\x12)\n\x04\x62\x61nk\x18\x01 \x01(\x0b\x32\x19.seawall.api.bank.v1.BankH\x00\x12/\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1e.seawall.api.bank.v1.BankEntryH\x00\x42\x08\n\x06\x63hange*U\n\x08\x42\x61nkKind\x12\x19\n\x15\x42\x41NK_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42\x41NK_KIND_POSITIVE\x10\x01\x12\x16\n\x12\x42\x41NK_KIND_NEGATIVE\x10\x02*V\n\tBankState\x12\x1a\n\x16\x42\x41NK_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x42\x41NK_STATE_ACTIVE\x10\x01\x12\x16\n\x12\x42\x41NK_STATE_REMOVED\x10\x02*\x91\x01\n\nEntryState\x12\x1b\n\x17\x45NTRY_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45NTRY_STATE_LISTED\x10\x01\x12\x18\n\x14\x45NTRY_STATE_DISABLED\x10\x02\x12\x1b\n\x17\x45NTRY_STATE_QUARANTINED\x10\x03\x12\x17\n\x13\x45NTRY_STATE_REMOVED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'seawall.api.bank.v1.bank_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BANKKIND']._serialized_start=845
-  _globals['_BANKKIND']._serialized_end=930
-  _globals['_BANKSTATE']._serialized_start=932
-  _globals['_BANKSTATE']._serialized_end=1018
-  _globals['_ENTRYSTATE']._serialized_start=1021
-  _globals['_ENTRYSTATE']._serialized_end=1166
+  _globals['_BANKKIND']._serialized_start=922
+  _globals['_BANKKIND']._serialized_end=1007
+  _globals['_BANKSTATE']._serialized_start=1009
+  _globals['_BANKSTATE']._serialized_end=1095
+  _globals['_ENTRYSTATE']._serialized_start=1098
+  _globals['_ENTRYSTATE']._serialized_end=1243
   _globals['_BANK']._serialized_start=56
-  _globals['_BANK']._serialized_end=328
-  _globals['_LISTEDHASH']._serialized_start=330
-  _globals['_LISTEDHASH']._serialized_end=376
-  _globals['_PROVENANCE']._serialized_start=378
-  _globals['_PROVENANCE']._serialized_end=486
-  _globals['_BANKENTRY']._serialized_start=489
-  _globals['_BANKENTRY']._serialized_end=727
-  _globals['_BANKCHANGE']._serialized_start=729
-  _globals['_BANKCHANGE']._serialized_end=843
+  _globals['_BANK']._serialized_end=405
+  _globals['_LISTEDHASH']._serialized_start=407
+  _globals['_LISTEDHASH']._serialized_end=453
+  _globals['_PROVENANCE']._serialized_start=455
+  _globals['_PROVENANCE']._serialized_end=563
+  _globals['_BANKENTRY']._serialized_start=566
+  _globals['_BANKENTRY']._serialized_end=804
+  _globals['_BANKCHANGE']._serialized_start=806
+  _globals['_BANKCHANGE']._serialized_end=920
 # @@protoc_insertion_point(module_scope)

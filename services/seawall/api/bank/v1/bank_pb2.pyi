@@ -110,6 +110,9 @@ class Bank(_message.Message):
     LICENCE_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     EXPIRES_UNIX_NANO_FIELD_NUMBER: _builtins.int
+    SIGNAL_TYPES_FIELD_NUMBER: _builtins.int
+    MIN_QUERY_PERCENT_FIELD_NUMBER: _builtins.int
+    MIN_LISTED_PERCENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """[a-z0-9][a-z0-9_-]{0,63}"""
     state: Global___BankState.ValueType
@@ -130,6 +133,15 @@ class Bank(_message.Message):
     notes: _builtins.str
     expires_unix_nano: _builtins.int
     """After it the bank matches nothing, Unix nanoseconds; 0: never."""
+    min_query_percent: _builtins.int
+    """A listed video counts as found when at least so many percent of the item's frames, and of the listed video's, match;
+    0: one frame is enough.
+    """
+    min_listed_percent: _builtins.int
+    @_builtins.property
+    def signal_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Plug-ins whose hashes the bank lists beside the built-in ones; hashes of others are not taken in."""
+
     def __init__(
         self,
         *,
@@ -145,10 +157,13 @@ class Bank(_message.Message):
         licence: _builtins.str = ...,
         notes: _builtins.str = ...,
         expires_unix_nano: _builtins.int = ...,
+        signal_types: _abc.Iterable[_builtins.str] | None = ...,
+        min_query_percent: _builtins.int = ...,
+        min_listed_percent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "category", b"category", "expires_unix_nano", b"expires_unix_nano", "kind", b"kind", "licence", b"licence", "name", b"name", "notes", b"notes", "pipeline", b"pipeline", "radius", b"radius", "source", b"source", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "category", b"category", "expires_unix_nano", b"expires_unix_nano", "kind", b"kind", "licence", b"licence", "min_listed_percent", b"min_listed_percent", "min_query_percent", b"min_query_percent", "name", b"name", "notes", b"notes", "pipeline", b"pipeline", "radius", b"radius", "signal_types", b"signal_types", "source", b"source", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,9 +178,9 @@ class ListedHash(_message.Message):
     HASH_TYPE_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     hash_type: _builtins.str
-    """"pdq", "sha256", "sha1", "md5"."""
+    """"pdq", "sha256", "sha1", "md5"; "vpdq", the PDQ hashes of a video's frames; or a plug-in's name."""
     value: _builtins.bytes
-    """32, 32, 20, 16 bytes."""
+    """32, 32, 20, 16 bytes; 32 a frame; up to 1024."""
     def __init__(
         self,
         *,
@@ -219,7 +234,7 @@ Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
 
 @_typing.final
 class BankEntry(_message.Message):
-    """One listed picture."""
+    """One listed picture or video."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

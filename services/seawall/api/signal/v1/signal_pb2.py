@@ -25,37 +25,37 @@ _sym_db = _symbol_database.Default()
 from seawall.api.generation.v1 import generation_pb2 as seawall_dot_api_dot_generation_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"seawall/api/signal/v1/signal.proto\x12\x15seawall.api.signal.v1\x1a*seawall/api/generation/v1/generation.proto\"H\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05\x66rame\x18\x03 \x01(\r\x12\r\n\x05model\x18\x04 \x01(\t\"`\n\x0cShadowScores\x12\r\n\x05model\x18\x01 \x01(\t\x12\x31\n\x06labels\x18\x02 \x03(\x0b\x32!.seawall.api.signal.v1.LabelScore\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xd7\x01\n\tBankMatch\x12\x0c\n\x04\x62\x61nk\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\x10\n\x08\x64istance\x18\x03 \x01(\r\x12\x11\n\thash_type\x18\x04 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x05 \x01(\t\x12\x0f\n\x07variant\x18\x06 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x07 \x01(\t\x12<\n\x0b\x64isposition\x18\x08 \x01(\x0e\x32\'.seawall.api.signal.v1.MatchDisposition\x12\x14\n\x0c\x63ontested_by\x18\t \x01(\t\"=\n\x08ItemHash\x12\x11\n\thash_type\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0f\n\x07quality\x18\x03 \x01(\r\"D\n\x08TextSpan\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\"\xc6\x03\n\nItemResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12/\n\x05nexus\x18\x02 \x01(\x0e\x32 .seawall.api.generation.v1.Nexus\x12\x31\n\x06status\x18\x03 \x01(\x0e\x32!.seawall.api.signal.v1.ItemStatus\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x31\n\x06labels\x18\x05 \x03(\x0b\x32!.seawall.api.signal.v1.LabelScore\x12\x31\n\x07matches\x18\x06 \x03(\x0b\x32 .seawall.api.signal.v1.BankMatch\x12/\n\x06hashes\x18\x07 \x03(\x0b\x32\x1f.seawall.api.signal.v1.ItemHash\x12\x36\n\x0cheld_matches\x18\x08 \x03(\x0b\x32 .seawall.api.signal.v1.BankMatch\x12\x34\n\x07shadows\x18\t \x03(\x0b\x32#.seawall.api.signal.v1.ShadowScores\x12.\n\x05spans\x18\n \x03(\x0b\x32\x1f.seawall.api.signal.v1.TextSpan\"^\n\tItemReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x31\n\x06result\x18\x02 \x01(\x0b\x32!.seawall.api.signal.v1.ItemResult\x12\x12\n\nwork_nanos\x18\x03 \x01(\x04\"l\n\x08\x41rtefact\x12\x31\n\x04kind\x18\x01 \x01(\x0e\x32#.seawall.api.signal.v1.ArtefactKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"\xbd\x01\n\x0cStageTimings\x12\x1a\n\x12received_unix_nano\x18\x01 \x01(\x06\x12\x19\n\x11\x62\x61tched_unix_nano\x18\x02 \x01(\x06\x12\x16\n\x0esent_unix_nano\x18\x03 \x01(\x06\x12!\n\x19inference_start_unix_nano\x18\x04 \x01(\x06\x12\x1f\n\x17inference_end_unix_nano\x18\x05 \x01(\x06\x12\x1a\n\x12produced_unix_nano\x18\x06 \x01(\x06\"\xd4\x03\n\x06Signal\x12\x11\n\tsignal_id\x18\x01 \x01(\t\x12\x15\n\rgeneration_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05stage\x18\x04 \x01(\t\x12G\n\x11generation_record\x18\x05 \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\x12\x30\n\x05items\x18\x06 \x03(\x0b\x32!.seawall.api.signal.v1.ItemResult\x12\x32\n\tartefacts\x18\x07 \x03(\x0b\x32\x1f.seawall.api.signal.v1.Artefact\x12\x34\n\x07timings\x18\x08 \x01(\x0b\x32#.seawall.api.signal.v1.StageTimings\x12\x16\n\x0erelay_instance\x18\t \x01(\t\x12\x18\n\x10service_instance\x18\n \x01(\t\x12\x14\n\x0crpc_attempts\x18\x0b \x01(\r\x12\x12\n\nbatch_size\x18\x0c \x01(\r\x12?\n\tcaused_by\x18\r \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates*\x8a\x01\n\nItemStatus\x12\x1b\n\x17ITEM_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eITEM_STATUS_OK\x10\x01\x12\x15\n\x11ITEM_STATUS_ERROR\x10\x02\x12\x1b\n\x17ITEM_STATUS_UNSCANNABLE\x10\x03\x12\x17\n\x13ITEM_STATUS_SKIPPED\x10\x04*z\n\x10MatchDisposition\x12!\n\x1dMATCH_DISPOSITION_UNSPECIFIED\x10\x00\x12 \n\x1cMATCH_DISPOSITION_SUPPRESSED\x10\x01\x12!\n\x1dMATCH_DISPOSITION_QUARANTINED\x10\x02*{\n\x0c\x41rtefactKind\x12\x1d\n\x19\x41RTEFACT_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41RTEFACT_KIND_MODEL\x10\x01\x12\x16\n\x12\x41RTEFACT_KIND_BANK\x10\x02\x12\x1b\n\x17\x41RTEFACT_KIND_TERM_PACK\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"seawall/api/signal/v1/signal.proto\x12\x15seawall.api.signal.v1\x1a*seawall/api/generation/v1/generation.proto\"H\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05\x66rame\x18\x03 \x01(\r\x12\r\n\x05model\x18\x04 \x01(\t\"`\n\x0cShadowScores\x12\r\n\x05model\x18\x01 \x01(\t\x12\x31\n\x06labels\x18\x02 \x03(\x0b\x32!.seawall.api.signal.v1.LabelScore\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x86\x02\n\tBankMatch\x12\x0c\n\x04\x62\x61nk\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\x10\n\x08\x64istance\x18\x03 \x01(\r\x12\x11\n\thash_type\x18\x04 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x05 \x01(\t\x12\x0f\n\x07variant\x18\x06 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x07 \x01(\t\x12<\n\x0b\x64isposition\x18\x08 \x01(\x0e\x32\'.seawall.api.signal.v1.MatchDisposition\x12\x14\n\x0c\x63ontested_by\x18\t \x01(\t\x12\x15\n\rquery_percent\x18\n \x01(\r\x12\x16\n\x0elisted_percent\x18\x0b \x01(\r\"^\n\x08ItemHash\x12\x11\n\thash_type\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0f\n\x07quality\x18\x03 \x01(\r\x12\x0f\n\x07picture\x18\x04 \x01(\t\x12\x0e\n\x06turned\x18\x05 \x01(\x0c\"D\n\x08TextSpan\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\"\xc6\x03\n\nItemResult\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12/\n\x05nexus\x18\x02 \x01(\x0e\x32 .seawall.api.generation.v1.Nexus\x12\x31\n\x06status\x18\x03 \x01(\x0e\x32!.seawall.api.signal.v1.ItemStatus\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x31\n\x06labels\x18\x05 \x03(\x0b\x32!.seawall.api.signal.v1.LabelScore\x12\x31\n\x07matches\x18\x06 \x03(\x0b\x32 .seawall.api.signal.v1.BankMatch\x12/\n\x06hashes\x18\x07 \x03(\x0b\x32\x1f.seawall.api.signal.v1.ItemHash\x12\x36\n\x0cheld_matches\x18\x08 \x03(\x0b\x32 .seawall.api.signal.v1.BankMatch\x12\x34\n\x07shadows\x18\t \x03(\x0b\x32#.seawall.api.signal.v1.ShadowScores\x12.\n\x05spans\x18\n \x03(\x0b\x32\x1f.seawall.api.signal.v1.TextSpan\"^\n\tItemReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x31\n\x06result\x18\x02 \x01(\x0b\x32!.seawall.api.signal.v1.ItemResult\x12\x12\n\nwork_nanos\x18\x03 \x01(\x04\"l\n\x08\x41rtefact\x12\x31\n\x04kind\x18\x01 \x01(\x0e\x32#.seawall.api.signal.v1.ArtefactKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"\xbd\x01\n\x0cStageTimings\x12\x1a\n\x12received_unix_nano\x18\x01 \x01(\x06\x12\x19\n\x11\x62\x61tched_unix_nano\x18\x02 \x01(\x06\x12\x16\n\x0esent_unix_nano\x18\x03 \x01(\x06\x12!\n\x19inference_start_unix_nano\x18\x04 \x01(\x06\x12\x1f\n\x17inference_end_unix_nano\x18\x05 \x01(\x06\x12\x1a\n\x12produced_unix_nano\x18\x06 \x01(\x06\"\xd4\x03\n\x06Signal\x12\x11\n\tsignal_id\x18\x01 \x01(\t\x12\x15\n\rgeneration_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05stage\x18\x04 \x01(\t\x12G\n\x11generation_record\x18\x05 \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\x12\x30\n\x05items\x18\x06 \x03(\x0b\x32!.seawall.api.signal.v1.ItemResult\x12\x32\n\tartefacts\x18\x07 \x03(\x0b\x32\x1f.seawall.api.signal.v1.Artefact\x12\x34\n\x07timings\x18\x08 \x01(\x0b\x32#.seawall.api.signal.v1.StageTimings\x12\x16\n\x0erelay_instance\x18\t \x01(\t\x12\x18\n\x10service_instance\x18\n \x01(\t\x12\x14\n\x0crpc_attempts\x18\x0b \x01(\r\x12\x12\n\nbatch_size\x18\x0c \x01(\r\x12?\n\tcaused_by\x18\r \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates*\x8a\x01\n\nItemStatus\x12\x1b\n\x17ITEM_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eITEM_STATUS_OK\x10\x01\x12\x15\n\x11ITEM_STATUS_ERROR\x10\x02\x12\x1b\n\x17ITEM_STATUS_UNSCANNABLE\x10\x03\x12\x17\n\x13ITEM_STATUS_SKIPPED\x10\x04*\x99\x01\n\x10MatchDisposition\x12!\n\x1dMATCH_DISPOSITION_UNSPECIFIED\x10\x00\x12 \n\x1cMATCH_DISPOSITION_SUPPRESSED\x10\x01\x12!\n\x1dMATCH_DISPOSITION_QUARANTINED\x10\x02\x12\x1d\n\x19MATCH_DISPOSITION_PARTIAL\x10\x03*{\n\x0c\x41rtefactKind\x12\x1d\n\x19\x41RTEFACT_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41RTEFACT_KIND_MODEL\x10\x01\x12\x16\n\x12\x41RTEFACT_KIND_BANK\x10\x02\x12\x1b\n\x17\x41RTEFACT_KIND_TERM_PACK\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'seawall.api.signal.v1.signal_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ITEMSTATUS']._serialized_start=1955
-  _globals['_ITEMSTATUS']._serialized_end=2093
-  _globals['_MATCHDISPOSITION']._serialized_start=2095
-  _globals['_MATCHDISPOSITION']._serialized_end=2217
-  _globals['_ARTEFACTKIND']._serialized_start=2219
-  _globals['_ARTEFACTKIND']._serialized_end=2342
+  _globals['_ITEMSTATUS']._serialized_start=2035
+  _globals['_ITEMSTATUS']._serialized_end=2173
+  _globals['_MATCHDISPOSITION']._serialized_start=2176
+  _globals['_MATCHDISPOSITION']._serialized_end=2329
+  _globals['_ARTEFACTKIND']._serialized_start=2331
+  _globals['_ARTEFACTKIND']._serialized_end=2454
   _globals['_LABELSCORE']._serialized_start=105
   _globals['_LABELSCORE']._serialized_end=177
   _globals['_SHADOWSCORES']._serialized_start=179
   _globals['_SHADOWSCORES']._serialized_end=275
   _globals['_BANKMATCH']._serialized_start=278
-  _globals['_BANKMATCH']._serialized_end=493
-  _globals['_ITEMHASH']._serialized_start=495
-  _globals['_ITEMHASH']._serialized_end=556
-  _globals['_TEXTSPAN']._serialized_start=558
-  _globals['_TEXTSPAN']._serialized_end=626
-  _globals['_ITEMRESULT']._serialized_start=629
-  _globals['_ITEMRESULT']._serialized_end=1083
-  _globals['_ITEMREPLY']._serialized_start=1085
-  _globals['_ITEMREPLY']._serialized_end=1179
-  _globals['_ARTEFACT']._serialized_start=1181
-  _globals['_ARTEFACT']._serialized_end=1289
-  _globals['_STAGETIMINGS']._serialized_start=1292
-  _globals['_STAGETIMINGS']._serialized_end=1481
-  _globals['_SIGNAL']._serialized_start=1484
-  _globals['_SIGNAL']._serialized_end=1952
+  _globals['_BANKMATCH']._serialized_end=540
+  _globals['_ITEMHASH']._serialized_start=542
+  _globals['_ITEMHASH']._serialized_end=636
+  _globals['_TEXTSPAN']._serialized_start=638
+  _globals['_TEXTSPAN']._serialized_end=706
+  _globals['_ITEMRESULT']._serialized_start=709
+  _globals['_ITEMRESULT']._serialized_end=1163
+  _globals['_ITEMREPLY']._serialized_start=1165
+  _globals['_ITEMREPLY']._serialized_end=1259
+  _globals['_ARTEFACT']._serialized_start=1261
+  _globals['_ARTEFACT']._serialized_end=1369
+  _globals['_STAGETIMINGS']._serialized_start=1372
+  _globals['_STAGETIMINGS']._serialized_end=1561
+  _globals['_SIGNAL']._serialized_start=1564
+  _globals['_SIGNAL']._serialized_end=2032
 # @@protoc_insertion_point(module_scope)

@@ -61,6 +61,8 @@ class _MatchDispositionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Matc
     """A negative bank lists something nearer: reported, and does not count."""
     MATCH_DISPOSITION_QUARANTINED: _MatchDisposition.ValueType  # 2
     """The entry suddenly matches far more than it ever did: a person looks at it."""
+    MATCH_DISPOSITION_PARTIAL: _MatchDisposition.ValueType  # 3
+    """Fewer frames of a video match than its bank asks for: reported, and does not count."""
 
 class MatchDisposition(_MatchDisposition, metaclass=_MatchDispositionEnumTypeWrapper):
     """What becomes of a match."""
@@ -71,6 +73,8 @@ MATCH_DISPOSITION_SUPPRESSED: MatchDisposition.ValueType  # 1
 """A negative bank lists something nearer: reported, and does not count."""
 MATCH_DISPOSITION_QUARANTINED: MatchDisposition.ValueType  # 2
 """The entry suddenly matches far more than it ever did: a person looks at it."""
+MATCH_DISPOSITION_PARTIAL: MatchDisposition.ValueType  # 3
+"""Fewer frames of a video match than its bank asks for: reported, and does not count."""
 Global___MatchDisposition: _TypeAlias = MatchDisposition  # noqa: Y015
 
 class _ArtefactKind:
@@ -107,7 +111,7 @@ class LabelScore(_message.Message):
     score: _builtins.float
     """0 to 1."""
     frame: _builtins.int
-    """The frame of an animation that has this score, the highest of those scored; 0 for a still."""
+    """The frame of an animation or a video that has this score, the highest of those scored; 0 for a still."""
     model: _builtins.str
     """The model that gave it, "name@version"; empty where a stage has no choice of models."""
     def __init__(
@@ -171,12 +175,14 @@ class BankMatch(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     DISPOSITION_FIELD_NUMBER: _builtins.int
     CONTESTED_BY_FIELD_NUMBER: _builtins.int
+    QUERY_PERCENT_FIELD_NUMBER: _builtins.int
+    LISTED_PERCENT_FIELD_NUMBER: _builtins.int
     bank: _builtins.str
     entry_id: _builtins.str
     distance: _builtins.int
-    """Hamming distance in bits; 0 for exact digests."""
+    """Hamming distance in bits, or what a plug-in's hash counts; 0 for exact digests. Of a video its nearest frame's."""
     hash_type: _builtins.str
-    """"pdq", "sha256", "md5"."""
+    """"pdq", "vpdq", "sha256", "sha1", "md5", or a plug-in's name."""
     category: _builtins.str
     """The bank's own word for what it lists."""
     variant: _builtins.str
@@ -188,6 +194,11 @@ class BankMatch(_message.Message):
     """"<bank>/<entry_id>" of the negative entry that speaks against this match. On a match that counts nevertheless: it is
     too near to be explained away, and the two lists contradict each other.
     """
+    query_percent: _builtins.int
+    """For "vpdq": how many of the item's frames are near one of the listed video's, and how many of the listed video's are
+    near one of the item's, in percent of those that say enough, rounded up. 0 for every other type.
+    """
+    listed_percent: _builtins.int
     def __init__(
         self,
         *,
@@ -200,10 +211,12 @@ class BankMatch(_message.Message):
         action: _builtins.str = ...,
         disposition: Global___MatchDisposition.ValueType = ...,
         contested_by: _builtins.str = ...,
+        query_percent: _builtins.int = ...,
+        listed_percent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "bank", b"bank", "category", b"category", "contested_by", b"contested_by", "disposition", b"disposition", "distance", b"distance", "entry_id", b"entry_id", "hash_type", b"hash_type", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "bank", b"bank", "category", b"category", "contested_by", b"contested_by", "disposition", b"disposition", "distance", b"distance", "entry_id", b"entry_id", "hash_type", b"hash_type", "listed_percent", b"listed_percent", "query_percent", b"query_percent", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -218,20 +231,30 @@ class ItemHash(_message.Message):
     HASH_TYPE_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
+    TURNED_FIELD_NUMBER: _builtins.int
     hash_type: _builtins.str
     value: _builtins.bytes
     quality: _builtins.int
     """0 to 100 for pdq, 100 for digests."""
+    picture: _builtins.str
+    """Which picture of the item: "" a still as it is, or its bytes; "frame-5", "alpha-black", "stripped", joined by "/"."""
+    turned: _builtins.bytes
+    """PDQ only: the hashes of the picture mirrored, flipped and turned by half, 32 bytes each. The four other turns are
+    these and the value with the rows and columns of their 16 x 16 bits exchanged. Empty: not measured.
+    """
     def __init__(
         self,
         *,
         hash_type: _builtins.str = ...,
         value: _builtins.bytes = ...,
         quality: _builtins.int = ...,
+        picture: _builtins.str = ...,
+        turned: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash_type", b"hash_type", "quality", b"quality", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash_type", b"hash_type", "picture", b"picture", "quality", b"quality", "turned", b"turned", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
