@@ -20,6 +20,7 @@ from seawall.runtime.broker import (
     Producer,
     Record,
     RecordTooLarge,
+    Replicas,
     TopicPartition,
     TopicSpec,
 )
@@ -441,6 +442,32 @@ async def test_topics_are_created_once_and_described(backend: Backend) -> None:
         await admin.stop()
     assert config["cleanup.policy"] == "compact"
     assert int(config["max.message.bytes"]) > 0
+
+
+async def test_an_administrator_sees_what_a_group_has_committed(backend: Backend) -> None:
+    topic, group = await backend.topic(partitions=2), unique("group")
+    admin = backend.broker.admin()
+    await admin.start()
+    try:
+        assert await admin.committed(group) == {}
+        async with backend.producer() as producer, backend.running(backend.broker.consumer(group, [topic])) as consumer:
+            await producer.send([output(topic, b"one", partition=1)])
+            await collect(consumer, 1)
+            await consumer.commit({TopicPartition(topic, 1): 1})
+        assert await admin.committed(group) == {TopicPartition(topic, 1): 1}
+    finally:
+        await admin.stop()
+
+
+async def test_an_administrator_sees_every_partitions_copies(backend: Backend) -> None:
+    topic = await backend.topic(partitions=2)
+    admin = backend.broker.admin()
+    await admin.start()
+    try:
+        found = await admin.replicas([topic, unique("absent")])
+    finally:
+        await admin.stop()
+    assert found == {TopicPartition(topic, 0): Replicas(1, 1), TopicPartition(topic, 1): Replicas(1, 1)}
 
 
 async def test_everything_says_retry_while_the_broker_is_away_and_recovers_unaided(backend: Backend) -> None:

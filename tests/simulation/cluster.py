@@ -163,6 +163,7 @@ class Connection:
         *,
         instance: str | None = None,
         listener: RebalanceListener | None = None,
+        commits: bool = True,
     ) -> SimulatedConsumer:
         gate = None if listener is None else _Gate(self, listener)
         member = self.cluster.broker.consumer(group, topics, instance=instance, listener=gate)

@@ -48,7 +48,7 @@ def test_without_a_mesh_every_command_says_how_to_get_one(command: list[str], tm
     [
         (["submit"], "NOTHING_TO_SCAN: nothing to send: give --prompt, --image or --input-image"),
         (["submit", "--image", "/nonexistent.png"], "UNREADABLE_FILE: /nonexistent.png: No such file or directory"),
-        (["why", "not an id"], "BAD_ID: ID must match"),
+        (["why", "not an id"], "BAD_HANDLE: give a generation's id"),
         (["demo", "--only", "nonsense"], "NO_SUCH_CATEGORY: there is no category 'nonsense': one of across-turns, "),
     ],
 )
@@ -159,9 +159,9 @@ def test_a_mesh_that_ended_without_a_word_is_not_running(tmp_path: Path) -> None
     announced = tmp_path / "run" / "mesh.json"
     ended = subprocess.Popen([sys.executable, "-S", "-c", ""])
     ended.wait()
-    announced.write_text(json.dumps({"pid": ended.pid, "bootstrap_servers": "127.0.0.1:1"}))
+    announced.write_text(json.dumps({"pid": ended.pid, "bootstrap_servers": "127.0.0.1:1", "rooms": []}))
     assert running(tmp_path) is None
-    announced.write_text(json.dumps({"pid": os.getpid(), "bootstrap_servers": "127.0.0.1:1"}))
+    announced.write_text(json.dumps({"pid": os.getpid(), "bootstrap_servers": "127.0.0.1:1", "rooms": ["aggregator"]}))
     found = running(tmp_path)
     assert found is not None
     assert found.bootstrap_servers == "127.0.0.1:1"

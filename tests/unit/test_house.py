@@ -25,8 +25,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 #: the command line and what every room shares.
 ROOMS: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "": (
-        ("seawall.cli", "seawall.relay", "seawall.runtime"),
-        {"seawall.relay.engine", "seawall.runtime.kafka", "seawall.runtime.rpc_server"},
+        ("seawall.cli", "seawall.oncall", "seawall.relay", "seawall.runtime"),
+        {"seawall.oncall.doctor", "seawall.relay.engine", "seawall.runtime.kafka", "seawall.runtime.rpc_server"},
     ),
     "prompt_scoring": (("seawall.prompt_scoring",), {"seawall.prompt_scoring.service", "seawall.prompt_scoring.stage"}),
     "perceptual_hashing": (

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from seawall.aggregator.recall import recall_decisions
 from seawall.aggregator.settings import JoinSettings
@@ -69,6 +69,15 @@ class Stats:
     deadlines: int = 0
     rescans: int = 0
     diverted: int = 0
+
+
+class Waiting(NamedTuple):
+    """How much of the join is not settled."""
+
+    #: Generations that wait for signals, signals that wait for their generation, HOLDs that wait to be scanned again.
+    open: int
+    early: int
+    rescans: int
 
 
 @dataclass
@@ -180,6 +189,19 @@ class Engine:
         part of what makes a decision, and a replay must find a decision of the same digest the same.
         """
         self._rollout = rollout
+
+    def waiting(self) -> Waiting:
+        """What is open now. May be asked by another thread."""
+        states = list(self._partitions.values())
+        return Waiting(
+            sum(state.join.open_count for state in states),
+            sum(state.join.early_count for state in states),
+            sum(len(state.rescans) for state in states),
+        )
+
+    def policies(self) -> list[dict[str, str]]:
+        """The bundles that judge what is read now, the one in force first, as plain data."""
+        return [{"name": one.name, "version": one.version, "sha256": one.digest} for one in self._rollout.policies]
 
     async def _turn(self) -> None:
         self.stats.turns += 1

@@ -17,8 +17,9 @@ from seawall.core.clock import SystemClock
 from seawall.core.policy import Rollout
 from seawall.core.policy.archive import Archive
 from seawall.relay.dead_letters import DeadLetters
-from seawall.runtime import logging, telemetry, topics
+from seawall.runtime import logging, metrics, telemetry, topics
 from seawall.runtime.kafka import KafkaBroker
+from seawall.runtime.room_status import status
 from seawall.runtime.sealing import Sealer
 from seawall.runtime.settings import load_settings
 
@@ -67,6 +68,11 @@ async def _run(settings: AggregatorSettings) -> None:
         settings=settings.join,
         observer=observer,
     )
+    metrics.JOINS_OPEN.watch(lambda: [(engine.waiting().open, {})])
+    metrics.JOINS_EARLY.watch(lambda: [(engine.waiting().early, {})])
+    metrics.RESCANS_WAITING.watch(lambda: [(engine.waiting().rescans, {})])
+    status.about("waiting", lambda: engine.waiting()._asdict())
+    status.about("policies", engine.policies)
     # Open joins are many small objects without cycles: the collector would look through them all, again and again.
     gc.collect()
     gc.freeze()

@@ -2,6 +2,8 @@
 
     seawall up | demo                     the embedded mesh; the sample stream through it
     seawall submit | why                  one generation in; one decision explained
+    seawall status | tail | doctor        how the rooms are; decisions as they are made; what is wrong, and its mend
+    seawall hold list, dlq list|show|redrive|discard   what waits for a person
     seawall run ROOM                      one room in this process, as a container or the supervisor starts it
     seawall policy new|check|test|diff|explain|replay|shadow
     seawall topics apply|check            the topics

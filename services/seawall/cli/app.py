@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from seawall.cli import oncall_app
 from seawall.cli import run as room
 from seawall.cli.banks_app import banks_app
 from seawall.cli.ledger_app import ledger_app
@@ -25,6 +26,8 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(no_args_is_help=True, help="Make the topics, or compare them with what they must be.")
 app.add_typer(topics_app, name="topics")
+app.add_typer(oncall_app.dlq_app, name="dlq")
+app.add_typer(oncall_app.hold_app, name="hold")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(banks_app, name="banks")
 app.add_typer(models_app, name="models")
@@ -97,7 +100,12 @@ def submit(
 
 @app.command()
 def why(
-    generation_id: Annotated[str, typer.Argument(metavar="ID", help="The generation's id.")],
+    handle: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID", help="The generation's id; or a file's SHA-256, a trace id, topic/partition/offset."
+        ),
+    ],
     json_output: Json = False,
     replay: Annotated[
         bool,
@@ -110,15 +118,21 @@ def why(
 ) -> None:
     """Explain a decision: rule, policy, every signal against its threshold, where the time went, every hop.
 
-    Reads decisions.v1 alone; with --replay the records of the generation and its signals as well, and the bundles from
-    the archive ($SEAWALL_HOME/policies, or SEAWALL_POLICY_ARCHIVE). Exit status 1 if a decision comes out otherwise.
+    Reads decisions.v1 alone; a digest or trace id is looked up in the ledger first, if there is one. With --replay the
+    records of the generation and its signals as well, and the bundles from the archive ($SEAWALL_HOME/policies, or
+    SEAWALL_POLICY_ARCHIVE). Exit status 1 if a decision comes out otherwise.
     """
     from seawall.cli import why as command
 
     if replay:
-        command.replay(generation_id, policy or [], json_output=json_output)
+        command.replay(handle, policy or [], json_output=json_output)
         return
-    command.why(generation_id, json_output=json_output)
+    command.why(handle, json_output=json_output)
+
+
+app.command()(oncall_app.status)
+app.command()(oncall_app.tail)
+app.command()(oncall_app.doctor)
 
 
 @app.command()

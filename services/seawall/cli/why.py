@@ -18,11 +18,14 @@ from rich.text import Text
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
-from seawall.core import identity
-from seawall.core.errors import Fatal, Poison
+from seawall.core.errors import Fatal, SeawallError
 from seawall.local import verdict
 from seawall.local.explain import Found, explain, find
 from seawall.local.waterfall import HOPS, StageTime, total_nanos, waterfall
+from seawall.oncall import handles
+from seawall.oncall.handles import Handle, Kind
+from seawall.runtime.broker import Broker
+from seawall.runtime.topics import TopicNames
 
 if TYPE_CHECKING:
     from seawall.aggregator.replay.decisions import Remade
@@ -46,30 +49,64 @@ OUTCOME_STYLE = {
 }
 
 
-def why(generation_id: str, *, json_output: bool) -> None:
-    """Find the generation's decisions and print them. Raises Fatal("NOT_FOUND") if there is none."""
+def why(handle: str, *, json_output: bool) -> None:
+    """Find the generation's decisions and print them, or the generations that the handle leads to if they are several.
+
+    Raises Fatal("NOT_FOUND") if there is none.
+    """
     # Imported here, so that drawing needs no broker client.
     from seawall.cli import reach, terminal
     from seawall.runtime.kafka import KafkaBroker
 
-    try:
-        if not identity.is_id(generation_id):
-            raise identity.bad_id("ID")
-    except Poison as error:
-        raise Fatal(error.reason, error.detail) from error
+    readings = handles.readings(handle)
     settings = reach.local_settings()
-    topic = reach.topics_of(settings).decisions
-    found = asyncio.run(find(KafkaBroker(settings.kafka), topic, generation_id))
+    names = reach.topics_of(settings)
+    ids, found = asyncio.run(_look_up(KafkaBroker(settings.kafka), names, readings))
+    if len(ids) > 1:
+        if json_output:
+            terminal.print_json({"generations": ids})
+            return
+        for generation_id in ids:
+            terminal.console().print(generation_id)
+        terminal.console().print(Text(f"{len(ids)} generations: `seawall why` explains one", "dim"))
+        return
     if not found:
         raise Fatal(
             "NOT_FOUND",
-            f"{topic} holds no decision of {generation_id}: it is not decided yet, retention has deleted it, "
-            "or the id belongs to another lane",
+            f"{names.decisions} holds no decision of {handle}: it is not decided yet, retention has deleted it, "
+            "or it belongs to another lane",
         )
     if json_output:
-        terminal.print_json(explain(generation_id, found))
+        terminal.print_json(explain(ids[0], found))
     else:
-        draw(terminal.console(), generation_id, found)
+        draw(terminal.console(), ids[0], found)
+
+
+async def _look_up(broker: Broker, names: TopicNames, readings: Sequence[Handle]) -> tuple[list[str], list[Found]]:
+    """The generations that a handle leads to, and the decisions of the first."""
+    for reading in readings:
+        match reading.kind:
+            case Kind.GENERATION:
+                ids = [reading.value]
+            case Kind.PLACE:
+                ids = await handles.generation_at(broker, names, reading.value)
+            case _:
+                ids = _in_ledger(reading) or await handles.generations_in_kafka(broker, names.decisions, reading)
+        if ids and (found := await find(broker, names.decisions, ids[0])):
+            return ids, found
+    return [], []
+
+
+def _in_ledger(handle: Handle) -> list[str]:
+    """As `handles.generations_in_kafka`, by an index; nothing if there is no ledger or it does not answer."""
+    try:
+        from seawall.cli import ledger
+    except ModuleNotFoundError:
+        return []
+    try:
+        return ledger.generations(handle.kind is Kind.CONTENT, handle.value, handles.MOST)
+    except SeawallError:
+        return []  # Kafka answers too, later
 
 
 def replay(generation_id: str, bundles: Sequence[Path], *, json_output: bool) -> None:

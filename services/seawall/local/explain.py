@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from google.protobuf.json_format import MessageToDict
@@ -13,14 +12,8 @@ from seawall.api.decision.v1 import decision_pb2
 from seawall.core.errors import Fatal
 from seawall.local import verdict
 from seawall.local.waterfall import HOPS, total_nanos, waterfall
-from seawall.runtime.broker import Broker, Consumer, TopicPartition
-
-_POLL_RECORDS = 5000
-_POLL_SECONDS = 0.5
-#: The topic counts as read when nothing came for so long: what is left was deleted by retention.
-_QUIET_POLLS = 6
-_ATTEMPTS = 20
-_PAUSE_SECONDS = 0.25
+from seawall.runtime.broker import Broker, Record
+from seawall.runtime.scan import scan
 
 
 class Found(NamedTuple):
@@ -39,44 +32,20 @@ async def find(broker: Broker, topic: str, generation_id: str) -> list[Found]:
 
     Raises Retryable if Kafka cannot be asked, Fatal("UNDECODABLE") if a record of that key is no Decision.
     """
-    reader = broker.reader([topic])
-    await reader.start()
-    try:
-        return await _scan(reader, generation_id.encode())
-    finally:
-        await reader.stop()
-
-
-async def _scan(reader: Consumer, key: bytes) -> list[Found]:
-    ends = {partition: end for partition, end in (await _ends(reader)).items() if end > 0}
-    found: list[Found] = []
-    quiet = 0
-    while ends and quiet < _QUIET_POLLS:
-        batches = await reader.poll(max_records=_POLL_RECORDS, timeout=_POLL_SECONDS)
-        quiet = 0 if batches else quiet + 1
-        for partition, records in batches.items():
-            for record in records:
-                if record.key == key:
-                    decision = _decode(record.value, partition, record.offset)
-                    found.append(Found(decision, *partition, record.offset, record.value or b""))
-            if records and records[-1].offset + 1 >= ends.get(partition, 0):
-                ends.pop(partition, None)
+    key = generation_id.encode()
+    found = [
+        Found(_decode(record), record.topic, record.partition, record.offset, record.value or b"")
+        async for record in scan(broker, [topic])
+        if record.key == key
+    ]
     return sorted(found, key=lambda one: (one.decision.attempt, one.decision.decided_unix_nano, one.offset))
 
 
-async def _ends(reader: Consumer) -> Mapping[TopicPartition, int]:
-    for _ in range(_ATTEMPTS):
-        if assignment := reader.assignment():
-            return await reader.end_offsets(assignment)
-        await asyncio.sleep(_PAUSE_SECONDS)
-    raise Fatal("NO_TOPIC", "the decisions topic has no partitions here: seawall topics apply makes it")
-
-
-def _decode(value: bytes | None, partition: TopicPartition, offset: int) -> decision_pb2.Decision:
+def _decode(record: Record) -> decision_pb2.Decision:
     try:
-        return decision_pb2.Decision.FromString(value or b"")
+        return decision_pb2.Decision.FromString(record.value or b"")
     except DecodeError as error:
-        where = f"{partition.topic}/{partition.partition}/{offset}"
+        where = f"{record.topic}/{record.partition}/{record.offset}"
         raise Fatal("UNDECODABLE", f"{where} is not a Decision: is this lane shared with something else?") from error
 
 

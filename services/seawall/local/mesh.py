@@ -53,17 +53,25 @@ class Running(NamedTuple):
 
     pid: int
     bootstrap_servers: str
+    #: The rooms that are to run.
+    rooms: tuple[str, ...]
 
 
 def running(home: Path) -> Running | None:
     """The mesh that runs on this home folder now, or None."""
     try:
         document = json.loads((home / "run" / "mesh.json").read_text(encoding="utf-8"))
-        found = Running(int(document["pid"]), str(document["bootstrap_servers"]))
+        rooms = tuple(str(room) for room in document["rooms"])
+        found = Running(int(document["pid"]), str(document["bootstrap_servers"]), rooms)
         os.kill(found.pid, 0)
     except (FileNotFoundError, ProcessLookupError, PermissionError, ValueError, KeyError):
         return None
     return found
+
+
+def status_file(home: Path, room: str) -> Path:
+    """Where a room of the mesh on this home folder writes the "host:port" of its HTTP endpoint."""
+    return home / "run" / f"{room}.http"
 
 
 class Mesh:
@@ -227,6 +235,8 @@ def _room(home: Path, name: str, environment: Mapping[str, str]) -> RoomSpec:
     defaults = {
         "SEAWALL_INSTANCE": f"{name}-0",
         "SEAWALL_TELEMETRY__SPANS_FILE": str(home / "logs" / f"{name}.spans.jsonl"),
+        "SEAWALL_TELEMETRY__HTTP_LISTEN": "127.0.0.1:0",
+        "SEAWALL_TELEMETRY__HTTP_PORT_FILE": str(status_file(home, name)),
         # glibc gives every thread an arena of its own, which on many cores costs more memory than the models.
         "MALLOC_ARENA_MAX": "2",
     }
@@ -256,7 +266,8 @@ def _announced(home: Path, bootstrap_servers: str) -> Iterator[None]:
     """Tell other commands where the mesh is, for as long as it is there."""
     path = home / "run" / "mesh.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"pid": os.getpid(), "bootstrap_servers": bootstrap_servers}), encoding="utf-8")
+    document = {"pid": os.getpid(), "bootstrap_servers": bootstrap_servers, "rooms": ROOMS}
+    temporary.write_text(json.dumps(document), encoding="utf-8")
     temporary.replace(path)
     try:
         yield

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, Final, Protocol
 
@@ -85,6 +86,8 @@ class LiveBanks:
         self._store: BankStore | None = None
         self._index: BankIndex | None = None
         self._compacting = threading.Lock()
+        #: The digest that the gauges last told of, by bank.
+        self._told: dict[str, bytes] = {}
         #: Set by the follower when it has read the topic to its end once.
         self._caught_up = threading.Event()
         self._failure: SeawallError | None = None
@@ -167,6 +170,16 @@ class LiveBanks:
             # It is held here all the same, as long as this process lives.
             _log.error("a quarantined entry cannot be kept", reason=error.reason, bank=bank, entry_id=entry_id)
 
+    def _tell(self, listed: Mapping[str, BankInfo]) -> None:
+        for bank in listed.values():
+            name = {metrics.BANK: bank.name}
+            metrics.BANK_ENTRIES.set(bank.listed, name)
+            if self._told.get(bank.name) != bank.digest:
+                self._told[bank.name] = bank.digest
+                metrics.BANK_CHANGED_AT.set(time.time(), name)
+            if bank.expires_unix_nano:
+                metrics.BANK_EXPIRES_AT.set(bank.expires_unix_nano / 1e9, name)
+
     # ---- the threads -------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
@@ -211,7 +224,7 @@ class LiveBanks:
             )
         self.matcher = Matcher(self._folders, index.snapshot, fixed=self._fixed, plug_ins=self._plug_ins)
         if self.matcher.banks != before.banks:
-            _tell(self.matcher.banks)
+            self._tell(self.matcher.banks)
         if [bank.signal_types for bank in self.matcher.banks.values()] != [
             bank.signal_types for bank in before.banks.values()
         ]:
@@ -294,11 +307,6 @@ def set_state(
 
 def _with_card(index: BankIndex) -> set[str]:
     return {name for name, held in (index.snapshot.banks or {}).items() if held.card is not None}
-
-
-def _tell(listed: Mapping[str, BankInfo]) -> None:
-    for bank in listed.values():
-        metrics.BANK_ENTRIES.set(bank.listed, {metrics.BANK: bank.name})
 
 
 def _tell_not_matched(matcher: Matcher) -> None:

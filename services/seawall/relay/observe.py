@@ -11,11 +11,15 @@ from seawall.runtime import metrics, telemetry
 from seawall.runtime.broker import Record
 from seawall.runtime.logging import get_logger
 from seawall.runtime.readiness import ReadyFile
+from seawall.runtime.room_status import status
 
 #: Events of ordinary life; the others are warnings.
 _CALM = frozenset({"ready", "not_ready", "policy_reloaded"})
 #: Events that an operator must act on.
 _ALARMS = frozenset({"halted", "crashed", "policy_refused", "policy_reload_crashed"})
+
+#: Events that say why a room is not ready, if it is not.
+_UNREADY = frozenset({"poll_failed", "produce_failed", "write_failed", "take_over_failed"})
 
 
 class StreamObserver:
@@ -30,6 +34,11 @@ class StreamObserver:
         """Log and count something an operator may ask about."""
         error = fields.pop("error", None)
         reason = fields.get("reason", "")
+        if name == "halted":
+            status.blocked(f"{reason}: {fields.get('detail', '')}")
+            metrics.HALTED.set(1, {metrics.ERROR_TYPE: reason})
+        elif name in _UNREADY:
+            status.blocked(reason)
         metrics.STREAM_EVENTS.add(1, {metrics.EVENT: name, metrics.ERROR_TYPE: reason})
         if name in _ALARMS:
             self._log.error(name, exc_info=error, **fields)

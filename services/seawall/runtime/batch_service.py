@@ -148,6 +148,18 @@ class BatchService:
         ask = getattr(self._scorer, "unready", None)
         return str(ask()) if ask is not None else ""
 
+    def artefacts(self) -> list[dict[str, str]]:
+        """On what results rest now, as plain data."""
+        return [
+            {
+                "kind": signal_pb2.ArtefactKind.Name(one.kind).removeprefix("ARTEFACT_KIND_").lower(),
+                "name": one.name,
+                "version": one.version,
+                "sha256": one.sha256.hex(),
+            }
+            for one in self._scorer.artefacts()
+        ]
+
     async def close(self, timeout: float) -> bool:
         """Begin no further item and wait for those in progress. False if some were left behind after ``timeout``."""
         for job in self._jobs:

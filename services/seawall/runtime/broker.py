@@ -149,6 +149,13 @@ class TopicSpec(NamedTuple):
     config: Mapping[str, str]
 
 
+class Replicas(NamedTuple):
+    """Copies of a partition: how many there are to be, and how many are up to date."""
+
+    wanted: int
+    in_sync: int
+
+
 class Admin(Protocol):
     """Topic administration."""
 
@@ -160,6 +167,14 @@ class Admin(Protocol):
 
     async def configs(self, topics: Collection[str]) -> Mapping[str, Mapping[str, str]]:
         """Effective configuration of each of these topics, which must exist."""
+        ...
+
+    async def committed(self, group: str) -> Mapping[TopicPartition, int]:
+        """What a group has committed: the next offset to read of each partition it has ever committed."""
+        ...
+
+    async def replicas(self, topics: Collection[str]) -> Mapping[TopicPartition, Replicas]:
+        """Copies of each partition of those topics that exist."""
         ...
 
     async def create(self, specs: Sequence[TopicSpec], replication_factor: int) -> None:
@@ -177,8 +192,10 @@ class Broker(Protocol):
         *,
         instance: str | None = None,
         listener: RebalanceListener | None = None,
+        commits: bool = True,
     ) -> Consumer:
-        """A member of ``group``. ``instance``: static membership id, so that a restart does not rebalance.
+        """A member of ``group``. ``instance``: static membership id, so that a restart does not rebalance. ``commits``:
+        whether its lag is measured by what it commits; a member that commits nothing has none.
 
         All topics given must have the same number of partitions; partition n of each goes to the same member.
         """

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from seawall.core.clock import Clock, SystemClock
 from seawall.core.errors import Fatal, Retryable
-from seawall.runtime.broker import Output, RebalanceListener, RecordTooLarge, TopicPartition, TopicSpec
+from seawall.runtime.broker import Output, RebalanceListener, RecordTooLarge, Replicas, TopicPartition, TopicSpec
 from seawall.runtime.memory_group import Group, InMemoryConsumer
 from seawall.runtime.murmur2 import partition_of
 
@@ -92,6 +92,7 @@ class InMemoryBroker:
         *,
         instance: str | None = None,
         listener: RebalanceListener | None = None,
+        commits: bool = True,
     ) -> InMemoryConsumer:
         return InMemoryConsumer(self, topics, group=self._group(group), instance=instance, listener=listener)
 
@@ -129,6 +130,10 @@ class InMemoryBroker:
     def committed_offset(self, group: str, partition: TopicPartition) -> int | None:
         """What a group has committed, as an administrator sees it."""
         return self._group(group).committed.get(partition)
+
+    def committed_offsets(self, group: str) -> dict[TopicPartition, int]:
+        """As `committed_offset`, of every partition."""
+        return dict(self._group(group).committed)
 
     def partition_count(self, topic: str) -> int:
         return len(self._topic(topic).log)
@@ -251,6 +256,15 @@ class InMemoryAdmin:
     async def configs(self, topics: Collection[str]) -> Mapping[str, Mapping[str, str]]:
         self._broker.require_available("read the topics' configuration")
         return self._broker.configs(topics)
+
+    async def committed(self, group: str) -> Mapping[TopicPartition, int]:
+        self._broker.require_available("read a group's offsets")
+        return self._broker.committed_offsets(group)
+
+    async def replicas(self, topics: Collection[str]) -> Mapping[TopicPartition, Replicas]:
+        self._broker.require_available("list topics")
+        counts = self._broker.counts(topics)
+        return {TopicPartition(name, number): Replicas(1, 1) for name, n in counts.items() for number in range(n)}
 
     async def create(self, specs: Sequence[TopicSpec], replication_factor: int) -> None:
         self._broker.require_available("create topics")

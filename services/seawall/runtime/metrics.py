@@ -6,6 +6,7 @@ Instruments are proxies until `telemetry.setup` installs a provider, and cost ne
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from opentelemetry import metrics
@@ -30,6 +31,9 @@ class Attribute(NamedTuple):
 METRICS: dict[str, Metric] = {}
 ATTRIBUTES: dict[str, Attribute] = {}
 
+#: What a watched gauge reads: values, each with its attributes. Called by the thread that exports: must not block.
+Observations = Iterable[tuple[float, Mapping[str, str]]]
+
 _meter = metrics.get_meter("seawall")
 
 
@@ -46,6 +50,34 @@ def _level(name: str, unit: str, meaning: str) -> metrics.UpDownCounter:
 def _gauge(name: str, unit: str, meaning: str) -> metrics._Gauge:
     METRICS[name] = Metric(name, "gauge", unit, meaning)
     return _meter.create_gauge(name, unit=unit, description=meaning)
+
+
+class Watched:
+    """A gauge that is read when metrics are collected, so that it is true even while the loop it tells of hangs."""
+
+    def __init__(self) -> None:
+        self._sources: list[Callable[[], Observations]] = []
+
+    def watch(self, source: Callable[[], Observations]) -> None:
+        """Read ``source`` at every collection, until it is forgotten."""
+        self._sources.append(source)
+
+    def forget(self, source: Callable[[], Observations]) -> None:
+        """Read it no more."""
+        if source in self._sources:
+            self._sources.remove(source)
+
+    def _observe(self, _: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+        for source in list(self._sources):
+            for value, attributes in source():
+                yield metrics.Observation(value, dict(attributes))
+
+
+def _watched(name: str, unit: str, meaning: str) -> Watched:
+    METRICS[name] = Metric(name, "gauge", unit, meaning)
+    watched = Watched()
+    _meter.create_observable_gauge(name, [watched._observe], unit=unit, description=meaning)
+    return watched
 
 
 def _histogram(name: str, unit: str, meaning: str, bounds: tuple[float, ...]) -> metrics.Histogram:
@@ -101,6 +133,14 @@ DECODER_DEATHS = _counter(
 BANK_ENTRIES = _gauge(
     "moderation.bank.entries", "{entry}", "Entries that can match, by bank. A required bank at 0 is NOT_SERVING."
 )
+BANK_CHANGED_AT = _gauge(
+    "moderation.bank.changed_time",
+    "s",
+    "Unix time at which a bank's digest last changed in this process: a list that ages misses what is new.",
+)
+BANK_EXPIRES_AT = _gauge(
+    "moderation.bank.expires_time", "s", "Unix time after which a bank matches nothing, of banks that have one."
+)
 BANK_CHANGES_REFUSED = _counter(
     "moderation.bank.changes.refused", "{record}", "Records of bank_entries.v1 that no replica takes: see the log."
 )
@@ -139,7 +179,33 @@ RESULT_CACHE = _counter(
     "moderation.result_cache.lookups", "{lookup}", "Results looked up by content and model digest, by hit or miss."
 )
 
+# Every room
+READY = _watched("moderation.ready", "1", "1 while the room does its work, 0 while it does not: its status says why.")
+HALTED = _gauge(
+    "moderation.stream.halted",
+    "1",
+    "1 once a room stands still until a person has looked, by reason: FUSE_TRIPPED, the dead-letter fuse.",
+)
+
 # The stream path
+LAG = _watched(
+    "moderation.stream.lag",
+    "s",
+    "Age of the oldest record that a room has read and not settled, by topic: how late decisions are because of it.",
+)
+WATERMARK_AGE = _watched(
+    "moderation.stream.watermark.age",
+    "s",
+    "How long a watermark has stood still with work waiting behind it: beyond a record's budget it is stuck.",
+)
+RECORDS_SETTLED = _counter(
+    "moderation.stream.records", "{record}", "Records settled and committed, by topic: the rate."
+)
+JOINS_OPEN = _watched("moderation.join.open", "{generation}", "Generations that wait for signals in the aggregator.")
+JOINS_EARLY = _watched("moderation.join.early", "{signal}", "Signals that wait for their generation to be read.")
+RESCANS_WAITING = _watched(
+    "moderation.join.rescans", "{generation}", "Generations held and waiting to be scanned again: `seawall hold list`."
+)
 STREAM_EVENTS = _counter(
     "moderation.stream.events",
     "{event}",
@@ -185,6 +251,8 @@ DECISION_ID = _attribute("moderation.decision.id", "The decision's derived id.")
 OUTCOME = _attribute("moderation.outcome", "OUTCOME_ALLOW, _HOLD, _REVIEW, _BLOCK or _BLOCK_AND_REPORT.")
 RULE = _attribute("moderation.rule", "The rule that decided; engine/… are the engine's own.")
 POLICY_DIGEST = _attribute("moderation.policy.digest", "SHA-256 of the policy in force.")
+RELAY = _attribute("moderation.relay.instance", "The relay that made the signal.")
+SERVICE = _attribute("moderation.service.instance", "The service that measured.")
 RPC_ATTEMPTS = _attribute("moderation.rpc.attempts", "RPC attempts a signal took.")
 BATCH_SIZE = _attribute("moderation.batch.size", "Items in the batch.")
 ITEM_STATUS = _attribute("moderation.item.status", "Status of an item: ok, error, unscannable, skipped.")

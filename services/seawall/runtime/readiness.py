@@ -1,9 +1,11 @@
-"""The ready file: how a room tells its supervisor, or a probe, that it does its work."""
+"""The ready file: how a room tells its supervisor, or a probe, that it does its work. Its status says the same."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from seawall.runtime.room_status import status
 
 #: Names the file; unset: nobody asks.
 VARIABLE = "SEAWALL_READY_FILE"
@@ -25,6 +27,7 @@ class ReadyFile:
         if ready == self._ready:
             return False
         self._ready = ready
+        status.ready(ready)
         if self._path is not None:
             if ready:
                 self._path.write_text(f"{os.getpid()}\n", encoding="ascii")

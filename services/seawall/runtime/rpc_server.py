@@ -28,6 +28,7 @@ from seawall.runtime.batch_service import BatchService, Scorer
 from seawall.runtime.logging import get_logger
 from seawall.runtime.logging import setup as setup_logging
 from seawall.runtime.readiness import ReadyFile
+from seawall.runtime.room_status import status
 from seawall.runtime.settings import RpcServerSettings, TelemetrySettings
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -111,9 +112,11 @@ class RpcServer:
         self._batches = batches
         if self._settings.port_file is not None:
             _write_port(self._settings.port_file, self.port)
+        status.about("artefacts", batches.artefacts)
         self._serving = not batches.unready()
         await self._say(_SERVING if self._serving else _NOT_SERVING)
         if not self._serving:
+            status.blocked(batches.unready())
             _log.error("not serving", why=batches.unready())
         _log.info("serving", address=self.address, port=self.port, service=self._service_name)
 
@@ -132,6 +135,7 @@ class RpcServer:
             why = "every worker is stuck on an item" if batches.stuck() else batches.unready()
             if bool(why) == self._serving:
                 self._serving = not why
+                status.blocked(why)
                 await self._say(_NOT_SERVING if why else _SERVING)
                 _log.warning(why or "serving again")
 
@@ -154,10 +158,10 @@ class RpcServer:
             settings.port_file.unlink(missing_ok=True)
         _log.info("stopped")
 
-    async def _say(self, status: int) -> None:
+    async def _say(self, state: int) -> None:
         for name in (health.OVERALL_HEALTH, self._service_name):
-            await self._health.set(name, status)
-        self._ready_file.set(status == _SERVING)
+            await self._health.set(name, state)
+        self._ready_file.set(state == _SERVING)
 
 
 class _Gate(grpc.GenericRpcHandler):  # type: ignore[misc]

@@ -270,6 +270,11 @@ class TelemetrySettings(Group):
     span_queue_size: int = Field(default=4096, ge=64)
     # Metrics are exported so often.
     metrics_interval_seconds: Seconds = 15.0
+    # The room's own HTTP endpoint, "host:port" (port 0: any): /metrics for Prometheus, /status, /ready. Unset: none. It
+    # asks nobody who they are: keep it inside the cluster's network.
+    http_listen: str | None = Field(default=None, pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")
+    # The bound "host:port" is written here, and the file removed when the room stops.
+    http_port_file: Path | None = None
 
 
 #: Groups that any room may have; at the top level of the file they are allowed for every room.

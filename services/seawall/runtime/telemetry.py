@@ -15,20 +15,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from opentelemetry import metrics as otel_metrics
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
 from seawall.core.errors import Fatal
-from seawall.runtime import metrics
+from seawall.runtime import metric_export, metrics
 from seawall.runtime.logging import get_logger
+from seawall.runtime.room_status import status
 from seawall.runtime.settings import TelemetrySettings
+from seawall.runtime.status_server import StatusServer
 
 HEADER = "traceparent"
 #: Links of one batch span; a larger batch names its first ones.
@@ -201,20 +200,28 @@ def record_span(
     return _context_of(span)
 
 
-def setup(settings: TelemetrySettings, service_name: str, instance: str) -> None:
-    """Begin to record, if there is anywhere to send it: to `otlp_endpoint`, to `spans_file`, or to both.
+def as_current(context: TraceContext) -> Context:
+    """``context`` as OpenTelemetry's own, for a measurement that belongs into that span: exemplars name it."""
+    return _as_parent(context)
 
-    Raises Fatal("BAD_SETTINGS") if the endpoint needs an extra that is not installed, or the file cannot be written.
+
+def setup(settings: TelemetrySettings, service_name: str, instance: str) -> None:
+    """Begin to record, if there is anywhere to send it: spans to `otlp_endpoint`, to `spans_file`, or to both; metrics
+    to `otlp_endpoint` and, with this room's status, to whoever asks `http_listen`.
+
+    Raises Fatal("BAD_SETTINGS") if the endpoint needs an extra that is not installed, the file cannot be written, or
+    the address not be listened on.
     """
     shutdown()
+    status.begin(service_name, instance)
     resource = Resource.create({"service.name": service_name, "service.instance.id": instance})
     exporters: list[SpanExporter] = []
     if settings.otlp_endpoint:
         exporters.append(_otlp_spans(settings))
-        _install_metrics(settings, resource)
     if settings.spans_file:
         exporters.append(SpansFile(settings.spans_file, settings.spans_file_max_bytes, service_name, instance))
     install(exporters, settings, resource)
+    _state.status_server = metric_export.install(settings, resource)
 
 
 def install(exporters: Sequence[SpanExporter], settings: TelemetrySettings, resource: Resource) -> None:
@@ -231,6 +238,9 @@ def install(exporters: Sequence[SpanExporter], settings: TelemetrySettings, reso
 def shutdown(timeout: float = 2.0) -> None:
     """Export what waits, for ``timeout`` seconds at most, and record no more."""
     provider, _state.provider, _state.tracer = _state.provider, None, None
+    server, _state.status_server = _state.status_server, None
+    if server is not None:
+        server.close()
     if provider is not None:
         # A collector that hangs would hold the SDK for half a minute.
         thread = threading.Thread(target=provider.shutdown, name="telemetry-shutdown", daemon=True)
@@ -339,6 +349,7 @@ class _State:
 
     provider: TracerProvider | None = None
     tracer: trace.Tracer | None = None
+    status_server: StatusServer | None = None
 
 
 _state = _State()
@@ -368,24 +379,5 @@ def _otlp_spans(settings: TelemetrySettings) -> SpanExporter:
     try:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     except ImportError:
-        raise _extra_missing() from None
+        raise metric_export.extra_missing() from None
     return OTLPSpanExporter(endpoint=settings.otlp_endpoint, timeout=settings.export_timeout_seconds)
-
-
-def _install_metrics(settings: TelemetrySettings, resource: Resource) -> None:
-    try:
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-    except ImportError:
-        raise _extra_missing() from None
-    if isinstance(otel_metrics.get_meter_provider(), MeterProvider):
-        return  # The proxies are bound to the first provider for good.
-    reader = PeriodicExportingMetricReader(
-        OTLPMetricExporter(endpoint=settings.otlp_endpoint, timeout=settings.export_timeout_seconds),
-        export_interval_millis=settings.metrics_interval_seconds * 1000,
-        export_timeout_millis=settings.export_timeout_seconds * 1000,
-    )
-    otel_metrics.set_meter_provider(MeterProvider([reader], resource=resource, shutdown_on_exit=False))
-
-
-def _extra_missing() -> Fatal:
-    return Fatal("BAD_SETTINGS", "telemetry.otlp_endpoint needs the extra `otlp`: pip install 'seawall[otlp]'")

@@ -124,7 +124,7 @@ class Engine:
         self._settings = settings
         self._observer = observer
         self._clock = clock or SystemClock()
-        self._consumer = broker.consumer(group, [self._signals], instance=member, listener=self)
+        self._consumer = broker.consumer(group, [self._signals], instance=member, listener=self, commits=False)
         self._reader = broker.reader([self._changes])
         self._fetcher = Fetcher(broker, (self._signals, self._changes))
         self._producer = broker.producer()

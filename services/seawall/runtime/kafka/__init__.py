@@ -26,8 +26,9 @@ class KafkaBroker:
         *,
         instance: str | None = None,
         listener: RebalanceListener | None = None,
+        commits: bool = True,
     ) -> KafkaConsumer:
-        return KafkaConsumer(self._settings, topics, group=group, instance=instance, listener=listener)
+        return KafkaConsumer(self._settings, topics, group=group, instance=instance, listener=listener, commits=commits)
 
     def reader(self, topics: Sequence[str], *, from_end: bool = False) -> KafkaConsumer:
         return KafkaConsumer(self._settings, topics, from_end=from_end)

@@ -11,11 +11,16 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from seawall.core.errors import Fatal, Retryable
-from seawall.runtime.broker import TopicSpec
+from seawall.runtime.broker import Replicas, TopicPartition, TopicSpec
 from seawall.runtime.kafka.connection import BROKER_ERRORS, client_options, meaning, start_failure
 from seawall.runtime.settings import KafkaSettings
 
 _VISIBLE_POLL_SECONDS = 0.05
+_COORDINATOR_ERRORS = (
+    kafka_errors.GroupCoordinatorNotAvailableError,
+    kafka_errors.GroupLoadInProgressError,
+    kafka_errors.NotCoordinatorForGroupError,
+)
 
 
 class KafkaAdmin:
@@ -63,6 +68,36 @@ class KafkaAdmin:
                     raise meaning(kafka_errors.for_code(code)(), f"read the configuration of {name}")
                 found[name] = {entry[0]: entry[1] for entry in entries if entry[1] is not None}
         return found
+
+    async def committed(self, group: str) -> Mapping[TopicPartition, int]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                found = await self._group_offsets(group)
+        except BROKER_ERRORS as error:
+            raise meaning(error, f"read the offsets of group {group}") from error
+        return {TopicPartition(*partition): at.offset for partition, at in found.items() if at.offset >= 0}
+
+    async def _group_offsets(self, group: str) -> Mapping[Any, Any]:
+        while True:
+            try:
+                found: Mapping[Any, Any] = await self._started().list_consumer_group_offsets(group)
+                return found
+            except _COORDINATOR_ERRORS:
+                # The first group of a cluster has none until the broker has made its topic of offsets.
+                await asyncio.sleep(_VISIBLE_POLL_SECONDS)
+
+    async def replicas(self, topics: Collection[str]) -> Mapping[TopicPartition, Replicas]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                described = await self._started().describe_topics()
+        except BROKER_ERRORS as error:
+            raise meaning(error, "list topics") from error
+        return {
+            TopicPartition(topic["topic"], one["partition"]): Replicas(len(one["replicas"]), len(one["isr"]))
+            for topic in described
+            if topic["topic"] in topics
+            for one in topic["partitions"]
+        }
 
     async def create(self, specs: Sequence[TopicSpec], replication_factor: int) -> None:
         if not specs:

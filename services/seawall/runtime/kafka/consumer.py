@@ -24,6 +24,7 @@ from seawall.core.errors import Fatal, Retryable
 from seawall.runtime.broker import RebalanceListener, Record, TopicPartition
 from seawall.runtime.kafka.admin import KafkaAdmin
 from seawall.runtime.kafka.connection import BROKER_ERRORS, client_options, meaning, start_failure
+from seawall.runtime.progress import Progress
 from seawall.runtime.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class KafkaConsumer:
         instance: str | None = None,
         listener: RebalanceListener | None = None,
         from_end: bool = False,
+        commits: bool = True,
     ) -> None:
         self._settings = settings
         self._topics = list(topics)
@@ -66,6 +68,7 @@ class KafkaConsumer:
         self._failure: BaseException | None = None
         self._last_answer = 0
         self._last_answer_at = 0.0
+        self._progress = Progress() if group is not None and commits else None
 
     async def start(self) -> None:
         settings = self._settings
@@ -88,6 +91,8 @@ class KafkaConsumer:
         )
         self._failure = None
         self._held_back.clear()
+        if self._progress is not None:
+            self._progress.tell()
         # Set before the join ends: the listener may already use the consumer.
         self._client = client
         try:
@@ -130,6 +135,8 @@ class KafkaConsumer:
 
     async def stop(self) -> None:
         client, self._client = self._client, None
+        if self._progress is not None:
+            self._progress.tell_no_more()
         if client is None:
             return
         try:
@@ -154,6 +161,8 @@ class KafkaConsumer:
         if not records:
             self._raise_failure()
             self._watch_silence(client)
+        elif self._progress is not None:
+            self._progress.read(records)
         return cast(Mapping[TopicPartition, Sequence[Record]], records)
 
     async def _poll_some(self, client: Any, max_records: int, timeout: float) -> dict[Any, Any]:
@@ -233,6 +242,8 @@ class KafkaConsumer:
             ) from error
         except BROKER_ERRORS as error:
             raise meaning(error, "commit offsets") from error
+        if self._progress is not None:
+            self._progress.committed(offsets)
 
     async def committed(self, partition: TopicPartition) -> int | None:
         self._need_group("read committed offsets")
@@ -271,6 +282,8 @@ class KafkaConsumer:
         self._resumed.set()
         if revoked and self._listener is not None:
             await self._guard(self._listener.on_revoked([TopicPartition(*partition) for partition in revoked]))
+        if self._progress is not None:
+            self._progress.revoked([TopicPartition(*partition) for partition in revoked])
 
     async def _assigned(self, assigned: Collection[KafkaTopicPartition]) -> None:
         try:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from seawall.api.generation.v1 import generation_pb2 as seawall_dot_api_dot_generation_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,seawall/api/dead_letter/v1/dead_letter.proto\x12\x1aseawall.api.dead_letter.v1\x1a*seawall/api/generation/v1/generation.proto\"\xd6\x03\n\nDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\x0c\n\x04room\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12;\n\x0b\x65rror_class\x18\x04 \x01(\x0e\x32&.seawall.api.dead_letter.v1.ErrorClass\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12<\n\x06source\x18\x07 \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\x12\x0b\n\x03key\x18\x08 \x01(\x0c\x12\x0e\n\x06key_id\x18\t \x01(\t\x12\x14\n\x0csealed_value\x18\n \x01(\x0c\x12\x44\n\x07headers\x18\x0b \x03(\x0b\x32\x33.seawall.api.dead_letter.v1.DeadLetter.HeadersEntry\x12\x18\n\x10\x63reate_unix_nano\x18\x0c \x01(\x06\x12\x1b\n\x13original_size_bytes\x18\r \x01(\x04\x12\x15\n\rvalue_omitted\x18\x0e \x01(\x08\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01*\\\n\nErrorClass\x12\x1b\n\x17\x45RROR_CLASS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RROR_CLASS_RETRYABLE\x10\x01\x12\x16\n\x12\x45RROR_CLASS_POISON\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,seawall/api/dead_letter/v1/dead_letter.proto\x12\x1aseawall.api.dead_letter.v1\x1a*seawall/api/generation/v1/generation.proto\"\xa7\x04\n\nDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\x0c\n\x04room\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12;\n\x0b\x65rror_class\x18\x04 \x01(\x0e\x32&.seawall.api.dead_letter.v1.ErrorClass\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12<\n\x06source\x18\x07 \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\x12\x0b\n\x03key\x18\x08 \x01(\x0c\x12\x0e\n\x06key_id\x18\t \x01(\t\x12\x14\n\x0csealed_value\x18\n \x01(\x0c\x12\x44\n\x07headers\x18\x0b \x03(\x0b\x32\x33.seawall.api.dead_letter.v1.DeadLetter.HeadersEntry\x12\x18\n\x10\x63reate_unix_nano\x18\x0c \x01(\x06\x12\x1b\n\x13original_size_bytes\x18\r \x01(\x04\x12\x15\n\rvalue_omitted\x18\x0e \x01(\x08\x12:\n\nresolution\x18\x0f \x01(\x0e\x32&.seawall.api.dead_letter.v1.Resolution\x12\x13\n\x0bresolved_by\x18\x10 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01*\\\n\nErrorClass\x12\x1b\n\x17\x45RROR_CLASS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RROR_CLASS_RETRYABLE\x10\x01\x12\x16\n\x12\x45RROR_CLASS_POISON\x10\x02*[\n\nResolution\x12\x1a\n\x16RESOLUTION_UNSPECIFIED\x10\x00\x12\x17\n\x13RESOLUTION_REDRIVEN\x10\x01\x12\x18\n\x14RESOLUTION_DISCARDED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DEADLETTER_HEADERSENTRY']._loaded_options = None
   _globals['_DEADLETTER_HEADERSENTRY']._serialized_options = b'8\001'
-  _globals['_ERRORCLASS']._serialized_start=593
-  _globals['_ERRORCLASS']._serialized_end=685
+  _globals['_ERRORCLASS']._serialized_start=674
+  _globals['_ERRORCLASS']._serialized_end=766
+  _globals['_RESOLUTION']._serialized_start=768
+  _globals['_RESOLUTION']._serialized_end=859
   _globals['_DEADLETTER']._serialized_start=121
-  _globals['_DEADLETTER']._serialized_end=591
-  _globals['_DEADLETTER_HEADERSENTRY']._serialized_start=545
-  _globals['_DEADLETTER_HEADERSENTRY']._serialized_end=591
+  _globals['_DEADLETTER']._serialized_end=672
+  _globals['_DEADLETTER_HEADERSENTRY']._serialized_start=626
+  _globals['_DEADLETTER_HEADERSENTRY']._serialized_end=672
 # @@protoc_insertion_point(module_scope)

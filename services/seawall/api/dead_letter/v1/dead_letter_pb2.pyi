@@ -41,6 +41,28 @@ ERROR_CLASS_POISON: ErrorClass.ValueType  # 2
 """The record itself is at fault: no retry can help."""
 Global___ErrorClass: _TypeAlias = ErrorClass  # noqa: Y015
 
+class _Resolution:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResolutionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resolution.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESOLUTION_UNSPECIFIED: _Resolution.ValueType  # 0
+    RESOLUTION_REDRIVEN: _Resolution.ValueType  # 1
+    """Its original was written again, to be tried anew."""
+    RESOLUTION_DISCARDED: _Resolution.ValueType  # 2
+    """It stays as it is: there is nothing more to do."""
+
+class Resolution(_Resolution, metaclass=_ResolutionEnumTypeWrapper):
+    """What a person had done about a dead letter."""
+
+RESOLUTION_UNSPECIFIED: Resolution.ValueType  # 0
+RESOLUTION_REDRIVEN: Resolution.ValueType  # 1
+"""Its original was written again, to be tried anew."""
+RESOLUTION_DISCARDED: Resolution.ValueType  # 2
+"""It stays as it is: there is nothing more to do."""
+Global___Resolution: _TypeAlias = Resolution  # noqa: Y015
+
 @_typing.final
 class DeadLetter(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -79,6 +101,8 @@ class DeadLetter(_message.Message):
     CREATE_UNIX_NANO_FIELD_NUMBER: _builtins.int
     ORIGINAL_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     VALUE_OMITTED_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    RESOLVED_BY_FIELD_NUMBER: _builtins.int
     dead_letter_id: _builtins.str
     """Derived from room and coordinates."""
     room: _builtins.str
@@ -97,6 +121,10 @@ class DeadLetter(_message.Message):
     original_size_bytes: _builtins.int
     """Size of the original value, and whether it was left out because even sealed it exceeds the topic's limit."""
     value_omitted: _builtins.bool
+    resolution: Global___Resolution.ValueType
+    """Set on a later record of the same id and partition, which tells what became of the letter: it holds no original."""
+    resolved_by: _builtins.str
+    """Who resolved it, as the tool was told: a pseudonym or an account, [A-Za-z0-9._:-]{1,128}."""
     @_builtins.property
     def source(self) -> _generation_pb2.RecordCoordinates: ...
     @_builtins.property
@@ -118,10 +146,12 @@ class DeadLetter(_message.Message):
         create_unix_nano: _builtins.int = ...,
         original_size_bytes: _builtins.int = ...,
         value_omitted: _builtins.bool = ...,
+        resolution: Global___Resolution.ValueType = ...,
+        resolved_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_unix_nano", b"create_unix_nano", "dead_letter_id", b"dead_letter_id", "detail", b"detail", "error_class", b"error_class", "headers", b"headers", "instance", b"instance", "key", b"key", "key_id", b"key_id", "original_size_bytes", b"original_size_bytes", "reason", b"reason", "room", b"room", "sealed_value", b"sealed_value", "source", b"source", "value_omitted", b"value_omitted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_unix_nano", b"create_unix_nano", "dead_letter_id", b"dead_letter_id", "detail", b"detail", "error_class", b"error_class", "headers", b"headers", "instance", b"instance", "key", b"key", "key_id", b"key_id", "original_size_bytes", b"original_size_bytes", "reason", b"reason", "resolution", b"resolution", "resolved_by", b"resolved_by", "room", b"room", "sealed_value", b"sealed_value", "source", b"source", "value_omitted", b"value_omitted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,127 @@
+"""Asks rooms how they are: their HTTP endpoints, all at once, each with a deadline. Silence is an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+TIMEOUT_SECONDS = 2.0
+#: An answer that is longer is cut: no room says so much.
+_MAX_BYTES = 4 * 1024 * 1024
+#: Instances of one room that are asked.
+_MAX_INSTANCES = 64
+
+
+class Endpoint(NamedTuple):
+    """Where a room answers. ``address``: "host:port", empty where it is not known, and then ``why``."""
+
+    room: str
+    address: str
+    why: str = ""
+
+
+@dataclass
+class Answer:
+    """What one instance of a room said."""
+
+    endpoint: Endpoint
+    #: Why there is no answer; empty if there is one.
+    fault: str = ""
+    document: Mapping[str, Any] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
+    #: Seconds that its clock is ahead of ours, give or take half of what the answer took.
+    ahead: float = 0.0
+    took: float = 0.0
+    #: When it was asked, monotonic seconds.
+    at: float = 0.0
+
+    @property
+    def room(self) -> str:
+        return self.endpoint.room
+
+    def value(self, metric: str, **labels: str) -> float | None:
+        """The sum of a metric's samples that have these labels; None if there is none. Names are Prometheus's."""
+        found = [one.value for one in self.samples if one.name == metric and labels.items() <= one.labels.items()]
+        return sum(found) if found else None
+
+    def by(self, metric: str, label: str) -> dict[str, float]:
+        """A metric's samples by one of their labels; of several the highest."""
+        found: dict[str, float] = {}
+        for one in self.samples:
+            if one.name == metric:
+                key = one.labels.get(label, "")
+                found[key] = max(found.get(key, float("-inf")), one.value)
+        return found
+
+
+async def ask(endpoints: Sequence[Endpoint], timeout: float = TIMEOUT_SECONDS) -> list[Answer]:
+    """Ask every instance; an address that names several hosts is several instances."""
+    resolved = await asyncio.gather(*(asyncio.to_thread(_instances, endpoint) for endpoint in endpoints))
+    return list(await asyncio.gather(*(_ask(one, timeout) for instances in resolved for one in instances)))
+
+
+async def _ask(endpoint: Endpoint, timeout: float) -> Answer:
+    if not endpoint.address:
+        return Answer(endpoint, fault=endpoint.why)
+    try:
+        # The thread has the same deadline for each of its waits; this one is for what trickles.
+        return await asyncio.wait_for(asyncio.to_thread(_fetch, endpoint, timeout), 3 * timeout)
+    except TimeoutError:
+        return Answer(endpoint, fault=f"no whole answer in {3 * timeout:g} s")
+
+
+def _fetch(endpoint: Endpoint, timeout: float) -> Answer:
+    began, wall = time.monotonic(), time.time()
+    try:
+        document = json.loads(_get(endpoint.address, "/status", timeout))
+        took = time.monotonic() - began
+        samples = [
+            sample
+            for family in text_string_to_metric_families(_get(endpoint.address, "/metrics", timeout))
+            for sample in family.samples
+        ]
+    except TimeoutError:
+        return Answer(endpoint, fault=f"no answer in {timeout:g} s: it hangs, or is stopped")
+    except urllib.error.URLError as error:
+        reason = error.reason
+        if isinstance(reason, TimeoutError):
+            return Answer(endpoint, fault=f"no answer in {timeout:g} s: it hangs, or is stopped")
+        said = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+        return Answer(endpoint, fault=f"{said}: it is gone")
+    except OSError as error:
+        return Answer(endpoint, fault=f"{type(error).__name__}: it went away while it answered")
+    except ValueError:
+        return Answer(endpoint, fault="what answers there is no room of ours, or of another version")
+    ahead = float(document.get("now", wall)) - (wall + took / 2)
+    return Answer(endpoint, "", document, samples, ahead, took, began)
+
+
+def _get(address: str, path: str, timeout: float) -> str:
+    # No proxy: it is inside the cluster, or on this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(f"http://{address}{path}", headers={"Accept": "text/plain"})
+    with opener.open(request, timeout=timeout) as response:
+        body: bytes = response.read(_MAX_BYTES)
+    return body.decode()
+
+
+def _instances(endpoint: Endpoint) -> list[Endpoint]:
+    host, _, port = endpoint.address.rpartition(":")
+    if not host:
+        return [endpoint]
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return [Endpoint(endpoint.room, "", f"{host} has no address ({error.strerror})")]
+    addresses = sorted({str(entry[4][0]) for entry in found})[:_MAX_INSTANCES]
+    return [Endpoint(endpoint.room, f"[{one}]:{port}" if ":" in one else f"{one}:{port}") for one in addresses]
