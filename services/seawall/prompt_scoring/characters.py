@@ -68,7 +68,7 @@ def _skeleton(char: str) -> str:
 
 
 def _marked(char: str) -> str:
-    return EITHER if ord(char) in _lookalikes().either else SKELETON[ord(char)] or ""
+    return EITHER if char in _lookalikes().either else SKELETON[ord(char)] or ""
 
 
 def _letter(char: str) -> str:
@@ -87,13 +87,13 @@ MARKED = Table(_marked)
 
 def has_either(text: str) -> bool:
     """Whether the text holds a character that looks like i and like l."""
-    return not _lookalikes().either.isdisjoint(map(ord, text))
+    return not _lookalikes().either.isdisjoint(text)
 
 
 class _Lookalikes(NamedTuple):
     folds: dict[int, str]
     #: What may be i or l.
-    either: frozenset[int]
+    either: frozenset[str]
 
 
 @cache
@@ -102,7 +102,7 @@ def _lookalikes() -> _Lookalikes:
     rows = [line.split() for line in data.splitlines() if not line.startswith("#")]
     return _Lookalikes(
         {int(code, 16): letters.partition("|")[0] for code, letters, _origin in rows},
-        frozenset(int(code, 16) for code, letters, _origin in rows if "|" in letters),
+        frozenset(chr(int(code, 16)) for code, letters, _origin in rows if "|" in letters),
     )
 
 
@@ -128,7 +128,7 @@ def runs_of_marks(text: str) -> Iterator[re.Match[str]]:
     """Five combining marks or more in a row."""
     # Canonical ordering sorts each run of marks, in time that grows with the square of its length. A class that stays
     # inside the basic plane is searched for ten times as fast.
-    return _runs_of_marks(max(text) > "\uffff").finditer(text)
+    return _runs_of_marks(max(set(text)) > "\uffff").finditer(text)
 
 
 @cache

@@ -112,8 +112,12 @@ class _Seen(NamedTuple):
 
 def _read(text: str, terms: TermSet) -> list[_Seen]:
     """The views of a text in which terms are found, the least changed first."""
-    seen = []
-    for index, view in enumerate(views(text, terms.spelling)):
+    seen: list[_Seen] = []
+    found = views(text, terms.spelling)
+    # Nearly every prompt ends here.
+    if len(found) > 1 and terms.none_in(found):
+        return seen
+    for index, view in enumerate(found):
         hits = terms.hits(view)
         if hits:
             seen.append(_Seen(view, dict(by_concept(hits)), index == 0))

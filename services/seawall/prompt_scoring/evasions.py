@@ -7,12 +7,14 @@ evasion. Plain text shows no signs of any, and is told apart by one RE2 set in o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from itertools import product
+from typing import NamedTuple
 
 import re2
 
-from seawall.prompt_scoring.alignment import Edit
+from seawall.prompt_scoring.alignment import Edit, apply
 from seawall.prompt_scoring.characters import EITHER, SPACELESS
 
 
@@ -71,12 +73,15 @@ def signs(text: bytes) -> Sequence[int]:
 #: Three or more single letters or digits with one to three separators between them.
 _SPACED_OUT = re.compile(r"(?<![^\W_])(?:[^\W_][\W_]{1,3}){2,}[^\W_](?![^\W_])")
 _GAPS = re.compile(r"[\W_]+")
+_SIGNS_BETWEEN = frozenset("@$|!")
 
 
-def join(text: str) -> tuple[list[Edit], list[tuple[int, int]]]:
-    """Spaced-out letters joined, and the ranges of the result where words may run together."""
+def join(text: str) -> tuple[list[Edit], list[tuple[int, int]], bool]:
+    """Spaced-out letters joined, the ranges of the result where words may run together, and whether a sign that may
+    be a letter was taken for a separator."""
     edits: list[Edit] = []
     runs: list[tuple[int, int]] = []
+    signs = False
     shift = 0
     for match in _SPACED_OUT.finditer(text):
         if not any(char.isalpha() for char in match[0]):
@@ -92,7 +97,8 @@ def join(text: str) -> tuple[list[Edit], list[tuple[int, int]]]:
             edits.append(Edit(start, end, space))
             shift += len(space) - (end - start)
         runs.append((begin, match.end() + shift))
-    return edits, runs
+        signs = signs or not _SIGNS_BETWEEN.isdisjoint(match[0])
+    return edits, runs, signs
 
 
 #: Punctuation with a letter after it. A class at the beginning is found several times faster than a look behind.
@@ -110,12 +116,10 @@ def close(text: str) -> list[Edit]:
 
 _LETTER_OF = str.maketrans({"0": "o", "1": EITHER, "|": EITHER, "!": EITHER, "3": "e", "4": "a", "@": "a", "5": "s",
                             "$": "s", "7": "t", "8": "b"})  # fmt: skip
-_SIGN = re.compile(f"[{re.escape(_LEET)}]+")
-_REST = re.compile(r"[a-z0-9@$|!]*")
-_IN_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789@$|!")
-_HAS_LETTER = re.compile("[a-z]")
-#: An age or an ordinal ("12yo", "10th"), or a word and its exclamation mark.
-_NOT_LEET = re.compile(r"[0-9]+(?:yo|y|yrs?|st|nd|rd|th)|[a-z]+!+")
+SIGNS = frozenset(_LEET)
+_SIGNED_WORD = re.compile(r"[a-z0-9@$|!]+")
+#: Figures and signs, an age or an ordinal ("12yo", "10th"), or a word and its exclamation mark.
+_NOT_LEET = re.compile(r"[^a-z]+|[0-9]+(?:yo|y|yrs?|years?|years?olds?|st|nd|rd|th)|[a-z]+!+")
 #: An age whose "o" is a figure.
 _AGE = re.compile(r"[0-9]{1,2}y0")
 #: A figure of two digits is an age before it is a word.
@@ -125,37 +129,40 @@ _FIGURE = re.compile(r"[0-9]{1,2}")
 Read = Callable[[str, bool], Sequence[str]]
 
 
-def unleet(text: str, read: Read) -> list[list[Edit]]:
-    """Digits and signs read as letters: once, or twice where a "1" may be i or l. Edits keep the length.
+class Unleeted(NamedTuple):
+    """A token with digits and signs read as letters; each as long as the token."""
 
-    A word that holds both is read as the word it is then, or if there is none with every "1" as i, and as l. Where
-    there are such words, figures ("117713") and what may be an age ("80y") are also read, if they spell a pack's word.
-    """
-    words: list[tuple[int, int, str]] = []
-    figures: list[tuple[int, int, str]] = []
-    for start, end in _signed_words(text):
-        word = text[start:end]
-        (words if _HAS_LETTER.search(word) and _NOT_LEET.fullmatch(word) is None else figures).append(
-            (start, end, word)
-        )
-    if not words:
-        return []
-    once: list[Edit] = []
-    again: list[Edit] = []
-    for start, end, word in words:
-        first, second = (
-            (word.replace("0", "o"),) * 2 if _AGE.fullmatch(word) else _two(word.translate(_LETTER_OF), read)
-        )
-        once.append(Edit(start, end, first))
-        again.append(Edit(start, end, second))
-    for start, end, word in figures:
-        found = () if _FIGURE.fullmatch(word) else read(word.translate(_LETTER_OF), True)
-        if found:
-            once.append(Edit(start, end, found[0]))
-            again.append(Edit(start, end, found[0]))
-    once.sort()
-    again.sort()
-    return [once] if once == again else [once, again]
+    #: With the likeliest reading of a "1" that may be i or l.
+    once: str
+    #: With the one after it.
+    again: str
+    #: The token says so by itself: letters and signs stand in one word. Figures ("117713") and what may be an age
+    #: ("80y") that spell a pack's word are to be read so only beside others.
+    sure: bool
+
+
+def unleet(token: str, read: Read) -> Unleeted | None:
+    """A word that holds letters and signs is read as the word it is then, or if there is none with every "1" as i,
+    and as l. None: nothing is to be read so."""
+    once, again, sure, at = "", "", False, 0
+    for match in _SIGNED_WORD.finditer(token):
+        word = match[0]
+        if SIGNS.isdisjoint(word):
+            continue
+        if _NOT_LEET.fullmatch(word) is None:
+            first, second = (
+                (word.replace("0", "o"),) * 2 if _AGE.fullmatch(word) else _two(word.translate(_LETTER_OF), read)
+            )
+            sure = True
+        elif _FIGURE.fullmatch(word) is None and (readings := read(word.translate(_LETTER_OF), True)):
+            first = second = readings[0]
+        else:
+            continue
+        start, end = match.span()
+        once += token[at:start] + first
+        again += token[at:start] + second
+        at = end
+    return Unleeted(once + token[at:], again + token[at:], sure) if at else None
 
 
 def _two(word: str, read: Read) -> Sequence[str]:
@@ -179,26 +186,25 @@ def resolve(text: str, read: Read) -> list[Edit]:
     ]
 
 
-def _signed_words(text: str) -> Iterator[tuple[int, int]]:
-    """Where the words with a sign in them stand. Found by their signs, which are few."""
-    end = 0
-    for sign in _SIGN.finditer(text):
-        if sign.start() < end:
-            continue
-        start = sign.start()
-        while start > end and text[start - 1] in _IN_WORD:
-            start -= 1
-        end = _REST.match(text, sign.end()).end()  # type: ignore[union-attr]
-        yield start, end
-
-
 _REPEATED = re.compile(r"([^\W\d_])\1{2,}")
 
 
-def squeeze(text: str) -> list[list[Edit]]:
-    """Letters that stand three times or more, cut to one, and to two."""
-    runs = [(*match.span(), match[1]) for match in _REPEATED.finditer(text)]
-    return [[Edit(start, end, letter * keep) for start, end, letter in runs] for keep in (1, 2)] if runs else []
+#: Runs of a token that are cut each by itself.
+_MAX_RUNS = 4
+
+
+def squeeze(token: str) -> list[str]:
+    """Letters that stand three times or more, all cut to one, all cut to two, and then some to one and some to two."""
+    once = _REPEATED.sub(r"\1", token)
+    if once == token:
+        return []
+    runs = list(_REPEATED.finditer(token))
+    found = [once, _REPEATED.sub(r"\1\1", token)]
+    if 1 < len(runs) <= _MAX_RUNS:
+        for keeps in product((1, 2), repeat=len(runs)):
+            edits = [Edit(*run.span(), run[1] * keep) for run, keep in zip(runs, keeps, strict=True)]
+            found.append(apply(token, edits))
+    return list(dict.fromkeys(found))
 
 
 _SPACELESS_GAP = re.compile(rf"(?<=[{SPACELESS}])[\x00-/:-@\[-`{{-\x7f]+(?=[{SPACELESS}])")

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -34,7 +35,8 @@ from seawall.prompt_scoring import encodings, evasions
 from seawall.prompt_scoring.alignment import Composed, Edit, Edited, Folded, Span, Step, Worded, apply, origin
 from seawall.prompt_scoring.characters import INVISIBLE, MARKED, ORIGINAL, PLAIN, SKELETON, has_either, runs_of_marks
 from seawall.prompt_scoring.evasions import Sign
-from seawall.prompt_scoring.spelling import Spelling
+from seawall.prompt_scoring.spelling import Spelling, repaired
+from seawall.prompt_scoring.token_readings import Reading, Reread, TokenReader
 
 #: A view is never longer than this many times the text's UTF-8 bytes: one code point may fold to eighteen.
 MAX_EXPANSION = 4
@@ -101,15 +103,14 @@ _ASCII_CONTROL = re.compile(f"[{re.escape(_CONTROL_BYTES.decode())}]")
 _WORD_BYTES = bytes(c if c >= 128 or chr(c).isalnum() else 32 for c in bytes(range(256)).lower())
 #: Letters and figures to "a", separators but white space and controls to ".": ".a" may be punctuation inside a word.
 _SHAPE = bytes(97 if chr(c).isalnum() else 32 if chr(c).isspace() else 46 for c in range(256))
-_TOKEN = re.compile(r"[^\x00-/:-@\[-`{-\x7f]+")
+_TOKEN = re.compile(r"\S+")
 
 
-def _words(text: str) -> bytes:
-    return b" ".join((b"", *text.encode().translate(_WORD_BYTES).split(), b""))
+def _words(text: str) -> list[bytes]:
+    return text.encode().translate(_WORD_BYTES).split()
 
 
 Steps = tuple[Step, ...]
-_NO_RUNS: Sequence[Span] = ()
 _ESCAPES: tuple[tuple[Sign, Callable[[str], list[Edit]]], ...] = (
     (Sign.PERCENT, encodings.percent),
     (Sign.ENTITY, encodings.references),
@@ -125,6 +126,9 @@ class _Reader:
         self.views: dict[bytes, View] = {}
         self._spelling = spelling
         self._limit = limit
+        self._tokens = TokenReader(spelling)
+        #: What single words were repaired to.
+        self._memory: dict[Spelling, dict[bytes, str | None]] = {language: {} for language in spelling}
 
     def read(self, text: str, steps: Steps, name: str, round_: int) -> None:
         """Add every view of ``text``, which ``steps`` made; ``name`` instead of their own if it was hidden."""
@@ -147,6 +151,18 @@ class _Reader:
         """Add the first three views. Returns the skeleton with its separators."""
         if not steps:
             self._add("original", text.translate(ORIGINAL), (Folded(text, ORIGINAL),))
+        skeleton = self._bounded(text.translate(SKELETON))
+        skeleton_steps: Steps = (*steps, Folded(text, SKELETON))
+        if has_either(text):
+            self._add(name or "skeleton", skeleton, skeleton_steps)
+            marked = text.translate(MARKED)
+            skeleton, skeleton_steps = self._edited(
+                marked, (*steps, Folded(text, MARKED)), evasions.resolve(marked, self._tokens.known_reading)
+            )
+        if steps and skeleton.isascii():
+            # Of what was hidden in Latin letters the skeleton shows all that terms ask for.
+            self._add(name or "skeleton", skeleton, skeleton_steps)
+            return skeleton, skeleton_steps
         plain = self._bounded(text.translate(PLAIN))
         plain_steps = (*steps, Folded(text, PLAIN))
         if not plain.isascii():
@@ -155,14 +171,6 @@ class _Reader:
             composed = unicodedata.normalize("NFC", plain)
             if composed != plain:
                 plain, plain_steps = composed, (*plain_steps, Composed(plain))
-        skeleton = self._bounded(text.translate(SKELETON))
-        skeleton_steps: Steps = (*steps, Folded(text, SKELETON))
-        if has_either(text):
-            self._add(name or "skeleton", skeleton, skeleton_steps)
-            marked = text.translate(MARKED)
-            skeleton, skeleton_steps = self._edited(
-                marked, (*steps, Folded(text, MARKED)), evasions.resolve(marked, self._readings)
-            )
         if evasions.has_spaceless(plain):
             plain, plain_steps = self._edited(plain, plain_steps, evasions.spaceless_edges(plain))
             skeleton, skeleton_steps = self._edited(skeleton, skeleton_steps, evasions.spaceless_edges(skeleton))
@@ -195,54 +203,48 @@ class _Reader:
 
     def _evaded(self, base: str, steps: Steps, name: str, shown: Sequence[int]) -> None:
         """Add the views that undo what was done to single words, one on top of the other."""
-        text, made, runs = base, steps, _NO_RUNS
+        ways = [_Way("", base, steps)]
         if Sign.SPACED in shown:
-            edits, spaced = evasions.join(base)
+            edits, joined, signs = evasions.join(base)
             if edits:
-                text, made = self._edited(base, steps, edits)
-                runs = spaced
-                self._add(name or "joined", text, made, runs)
-        ways = [(text, made, runs)]
+                ways = [_Way("joined", *self._edited(base, steps, edits), joined)]
+                if signs and Sign.LEET in shown:
+                    # "k!d" looks like letters spaced out with signs.
+                    ways.append(_Way("", base, steps))
+        text, made = ways[0][1:3]
         if Sign.CLOSED in shown and (edits := evasions.close(text)):
-            ways.append((*self._edited(text, made, edits), _NO_RUNS))
-            self._add(name or "closed", *ways[1])
-        if text is not base and Sign.LEET in shown:
-            # "k!d" looks like letters spaced out with signs.
-            ways.append((base, steps, _NO_RUNS))
-        changed = base is not text or len(ways) > 1
-        last: list[tuple[str, Steps]] = []
-        for way, (text, made, runs) in enumerate(ways):
-            # The likelier reading last: what follows stands on it.
-            readings = evasions.unleet(text, self._readings) if changed or Sign.LEET in shown else []
-            for edits in reversed(readings[: 1 if way else 2]):
-                # As long as before, so runs stay where they are.
-                text, made = self._edited(text, made, edits)
-                self._add(name or "leet", text, made, runs)
-                changed = True
-            if (changed or Sign.REPEATED in shown) and Sign.REPEATED in evasions.signs(text.encode()):
-                for edits in evasions.squeeze(text):
-                    squeezed = self._edited(text, made, edits)
-                    self._add(name or "squeezed", *squeezed)
-                    last.append(squeezed)
-            else:
-                last.append((text, made))
-        for spelling in self._spelling:
-            memory: dict[str, str | None] = {}
-            for text, made in last:
-                self._repair(text, made, name, spelling, memory)
+            ways.append(_Way("closed", *self._edited(text, made, edits)))
+        changed = ways[0].name != "" or len(ways) > 1
+        for number, way in enumerate(ways):
+            tokens = way.text.split()
+            runs = _of_tokens(way.text, way.runs) if way.runs else ()
+            doubtful, likely = self._tokens.read(
+                tokens, changed or Sign.LEET in shown, changed or Sign.REPEATED in shown
+            )
+            if runs and likely[0].changes:
+                # An age that is spaced out is read here, before its figures are read as letters.
+                self._reread(Reading("", tokens, ()), way, name, runs)
+            if doubtful is not None and not number:
+                self._reread(doubtful, way, name, runs)
+            for reading in likely:
+                words = self._reread(reading, way, name, runs)
+                for spelling in self._spelling:
+                    self._repair(words, reading, way, name, spelling)
 
-    def _repair(self, text: str, steps: Steps, name: str, spelling: Spelling, memory: dict[str, str | None]) -> None:
-        words = text.encode().translate(_WORD_BYTES).split()
+    def _reread(self, reading: Reading, way: _Way, name: str, runs: Sequence[Span]) -> list[bytes]:
+        """Add a reading of a way's tokens. Returns its words."""
+        words, glued = _laid(reading.tokens, runs)
+        step = Reread(way.text, reading.changes)
+        self._keep(name or reading.name or way.name, words, glued, (*way.steps, step))
+        return words
+
+    def _repair(self, words: list[bytes], reading: Reading, way: _Way, name: str, spelling: Spelling) -> None:
         known = spelling.known
         unknown = [index for index, word in enumerate(words) if word not in known]
-        repairs = spelling.repair(words, unknown, memory) if unknown else ()
+        repairs = spelling.repair(words, unknown, self._memory[spelling]) if unknown else ()
         if repairs:
-            spans = [token.span() for token in _TOKEN.finditer(text)]
-            edits = [Edit(spans[one.first][0], spans[one.first + one.length - 1][1], one.text) for one in repairs]
-            self._add(name or "repaired", *self._edited(text, steps, edits))
-
-    def _readings(self, word: str, pack_only: bool) -> Sequence[str]:
-        return next(filter(None, (spelling.readings(word, pack_only) for spelling in self._spelling)), ())
+            step = Reread(way.text, reading.changes, repairs)
+            self._keep(name or "repaired", repaired(words, repairs), (), (*way.steps, step))
 
     def _edited(self, text: str, steps: Steps, edits: list[Edit]) -> tuple[str, Steps]:
         return (apply(text, edits), (*steps, Edited(edits))) if edits else (text, steps)
@@ -252,34 +254,56 @@ class _Reader:
             raise Expands
         return text
 
-    def _add(self, name: str, text: str, steps: Steps, runs: Sequence[Span] = ()) -> None:
+    def _add(self, name: str, text: str, steps: Steps) -> None:
+        self._keep(name, _words(text), (), (*steps, Worded(text)))
+
+    def _keep(self, name: str, words: Sequence[bytes], glued: tuple[Span, ...], steps: Steps) -> None:
         if len(self.views) >= _MAX_VIEWS:
             return
-        words, glued = (_words(text), ()) if not runs else _with_runs(text, runs)
-        before = self.views.get(words)
+        joined = b" ".join((b"", *words, b""))
+        before = self.views.get(joined)
         if before is None or (glued and not before.glued):
-            self.views[words] = View(name, words, glued, (*steps, Worded(text)))
+            self.views[joined] = View(name, joined, glued, steps)
 
 
-def _with_runs(text: str, runs: Sequence[Span]) -> tuple[bytes, tuple[Span, ...]]:
-    """The words of ``text``, and its character ranges as byte ranges of the words."""
-    parts = [b" "]
-    size = 1
+class _Way(NamedTuple):
+    """One way to take a text's separators."""
+
+    name: str
+    text: str
+    steps: Steps
+    #: Where letters were spaced out: ranges of characters.
+    runs: Sequence[Span] = ()
+
+
+def _of_tokens(text: str, runs: Sequence[Span]) -> list[Span]:
+    """Ranges of characters as ranges of tokens: whole ones, since a sign beside a run may be a letter of it."""
+    starts = [match.start() for match in _TOKEN.finditer(text)]
+    found: list[Span] = []
+    for start, end in runs:
+        first, last = bisect_right(starts, start) - 1, bisect_left(starts, end)
+        if found and first < found[-1][1]:
+            first = found.pop()[0]
+        found.append((first, last))
+    return found
+
+
+def _laid(tokens: Sequence[str], runs: Sequence[Span]) -> tuple[list[bytes], tuple[Span, ...]]:
+    """The words of ``tokens``, and its ranges as byte ranges of them when one space stands between and before."""
+    if not runs:
+        return _words(" ".join(tokens)), ()
+    words: list[bytes] = []
     glued: list[Span] = []
+    size = 1
     at = 0
     for start, end in runs:
-        if start < at:
-            continue  # one with the run before it, by the sign between them
-        # A sign beside a run may have been read as a letter since: it is the run's now.
-        if (beside := _TOKEN.match(text, end)) is not None:
-            end = beside.end()
-        while start > at and _TOKEN.match(text, start - 1) is not None:
-            start -= 1
-        before, piece = _words(text[at:start])[1:], _words(text[start:end])[1:]
-        parts += (before, piece)
-        size += len(before)
-        glued.append((size, size + len(piece) - 1))
-        size += len(piece)
+        before, inside = _words(" ".join(tokens[at:start])), _words(" ".join(tokens[start:end]))
+        size += sum(map(len, before)) + len(before)
+        length = sum(map(len, inside)) + len(inside)
+        glued.append((size, size + length - 1))
+        size += length
+        words += before
+        words += inside
         at = end
-    parts.append(_words(text[at:])[1:])
-    return b"".join(parts), tuple(glued)
+    words += _words(" ".join(tokens[at:]))
+    return words, tuple(glued)

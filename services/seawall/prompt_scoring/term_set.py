@@ -6,6 +6,7 @@ A pattern is compiled as it is written, and once more with its letters folded as
 
 from __future__ import annotations
 
+import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from seawall.prompt_scoring.normalise import View
 from seawall.prompt_scoring.term_packs import Concept, Hit, Term, TermPack
 
 _DIGITS = b"0123456789"
+_ANCHOR = re.compile(r"(?<!\[)\^|\$|\\[AzZ]")
 
 
 class MatchFailed(RuntimeError):
@@ -51,8 +53,25 @@ class TermSet:
         self._options.max_mem = max_mem_bytes
         # Matches everything, so that its absence shows a search that gave up.
         self._canary = len(self._terms)
+        # Such a pattern asks where a view begins or ends.
+        self._anchored = any(_ANCHOR.search(term.pattern) for term in self._terms)
         self._set = self._compile(glued=False)
         self._glued_set = self._compile(glued=True)
+
+    def none_in(self, views: Sequence[View]) -> bool:
+        """Whether no term stands in any of the views. One search of all together costs half of one search of each.
+
+        Raises:
+            MatchFailed: as `hits`.
+        """
+        # What stands in one view stands in all together. A term that reaches over two of them is no hit, only reason
+        # to ask each by itself.
+        glued = b"".join(view.words[start:end] + b"  " for view in views for start, end in view.glued)
+        return not (
+            self._anchored
+            or self._match(self._set, b"".join(view.words for view in views))
+            or (glued and self._match(self._glued_set, glued))
+        )
 
     def hits(self, view: View) -> list[Hit]:
         """Every term in the view, in order of position, those in a ``not_in`` span left out.
