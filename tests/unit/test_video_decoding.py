@@ -245,7 +245,7 @@ def test_a_worker_gives_what_this_process_gives(isolated: IsolatedDecoder, hidde
 def test_a_video_that_costs_too_much_costs_its_worker_and_no_other_file(
     isolated: IsolatedDecoder, hidden: bytes
 ) -> None:
-    large = videos.repeated(picture(CAT, (3840, 2160)), 400)
+    large = videos.repeated(picture(CAT, (3840, 2160)), 1200)
     pids = isolated.pids
     with pytest.raises(Unscannable) as caught:
         list(isolated.frames(large, "gray", 512))
