@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -86,10 +87,16 @@ def sample_frames(
 
     Arguments as `iterate_frames`; every error is raised before the first frame is given.
     """
+    frames = iterate_frames(data, mode, min_side, declared, limits, into)
+    first = list(islice(frames, 2))
+    if len(first) < 2:
+        # A still: nothing to choose between. Its thumbnail alone would take half as long as its decoding.
+        yield from first
+        return
     thumbnails: list[npt.NDArray[np.float32]] = []
     kept: list[Frame] = []
     kept_bytes = 0
-    for frame in iterate_frames(data, mode, min_side, declared, limits, into):
+    for frame in chain(first, frames):
         thumbnails.append(_thumbnail(frame.pixels))
         kept_bytes += frame.pixels.size
         if kept_bytes <= _KEPT_BYTES or len(thumbnails) == 1:
