@@ -30,6 +30,7 @@ from seawall.local import demo_bank, photographs
 from seawall.local.mesh import KAFKA, Mesh
 from seawall.runtime.broker import Output
 from seawall.runtime.content import ContentStore
+from seawall.runtime.kafka import KafkaBroker
 from seawall.runtime.sealing import Sealer
 from seawall.runtime.settings import ContentSettings, SealingSettings, seawall_home
 from tests.bench.harness import ROOT, Report, cpu_seconds, resident_mb, say
@@ -188,7 +189,9 @@ class _Traffic:
         self.mesh = mesh
         self._source = source
         self._producer = mesh.broker().producer()
-        self._reader = mesh.broker().reader([DECISIONS], from_end=True)
+        # Few large fetches: when a decision was written is in its record, so nothing is gained by reading it at once.
+        patient = mesh.kafka_settings.model_copy(update={"fetch_min_bytes": 1 << 20, "fetch_max_wait_ms": 500})
+        self._reader = KafkaBroker(patient).reader([DECISIONS], from_end=True)
         #: Unix seconds by generation id: when sent, and when the broker wrote the first decision that is not HOLD.
         self.sent: dict[str, float] = {}
         self.decided: dict[str, float] = {}

@@ -30,16 +30,19 @@ class FakeRecord(NamedTuple):
 
 
 def reply(*ids: int, score: float = 0.5) -> prompt_scoring_pb2.ScorePromptsResponse:
+    """Results that name the item they are of."""
     made = prompt_scoring_pb2.ScorePromptsResponse(service_instance="svc")
     for number in ids:
         item = made.replies.add(id=number)
         item.result.status = signal_pb2.ITEM_STATUS_OK
+        item.result.reason = f"item {number}"
         item.result.labels.add(label="x", score=score)
     return made
 
 
 def test_replies_are_matched_by_id_not_by_place() -> None:
-    assert [r.id for r in match_replies(reply(2, 0, 1), 3) if not isinstance(r, str)] == [0, 1, 2]
+    matched = match_replies(reply(2, 0, 1), 3)
+    assert [said.reason for said in matched if not isinstance(said, str)] == ["item 0", "item 1", "item 2"]
 
 
 def test_short_duplicated_and_unasked_replies() -> None:
@@ -63,7 +66,7 @@ def test_any_reply_answers_each_item_exactly_once(count: int, data: st.DataObjec
         expected = {0: signals.NO_REPLY, 1: None}.get(times, signals.DUPLICATE_REPLY)
         assert (said if isinstance(said, str) else None) == expected
         if not isinstance(said, str):
-            assert said.id == number
+            assert said.reason == f"item {number}"
 
 
 @given(st.integers(0, 400), st.integers(0, 2**40))

@@ -136,6 +136,30 @@ def test_a_caller_that_is_not_sampled_stays_so(exporter: InMemorySpanExporter) -
     assert finished(exporter) == ()
 
 
+def test_few_of_many_batches_get_a_span_and_every_one_that_fails() -> None:
+    exporter = InMemorySpanExporter()
+    # One at the start, and the next after a day: no test takes so long.
+    telemetry.install([exporter], TelemetrySettings(batch_spans_per_second=1 / 86_400), Resource.create({}))
+    members = [TraceContext.new()]
+    for _ in range(3):
+        with batch_span("calm", SpanKind.CONSUMER, links=members):
+            pass
+    with batch_span("failing", SpanKind.CONSUMER, links=members, attributes={metrics.BATCH_SIZE: 1}) as span:
+        assert not span.context.sampled
+        span.fail("UNAVAILABLE")
+        context = span.context
+    calm, failing = finished(exporter)
+    assert (calm.name, failing.name) == ("calm", "failing")
+    assert failing.attributes == {"moderation.batch.size": 1, "error.type": "UNAVAILABLE"}
+    assert [f"{link.context.trace_id:032x}" for link in failing.links] == [members[0].trace_id]
+    assert failing.context is not None
+    # What the service logged under the context it was given leads to this span.
+    assert f"{failing.context.trace_id:032x}" == context.trace_id
+    assert failing.start_time is not None
+    assert failing.end_time is not None
+    assert failing.end_time >= failing.start_time
+
+
 def test_an_exception_is_named_but_not_quoted(exporter: InMemorySpanExporter) -> None:
     with pytest.raises(ValueError, match="the text"), batch_span("x", SpanKind.SERVER):
         raise ValueError("the text of a prompt")
@@ -216,7 +240,8 @@ class Broken(SpanExporter):
 
 
 def test_an_outage_is_logged_once_without_what_the_exporter_said(capsys: pytest.CaptureFixture[str]) -> None:
-    telemetry.install([Broken()], TelemetrySettings(span_queue_size=64), Resource.create({}))
+    settings = TelemetrySettings(span_queue_size=64, batch_spans_per_second=1_000_000)
+    telemetry.install([Broken()], settings, Resource.create({}))
     for _ in range(500):
         with batch_span("x", SpanKind.SERVER):
             pass
@@ -229,7 +254,9 @@ def test_an_outage_is_logged_once_without_what_the_exporter_said(capsys: pytest.
 
 def test_the_spans_file_is_json_lines_and_bounded(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "spans.jsonl"
-    settings = TelemetrySettings(spans_file=path, spans_file_max_bytes=2_000, span_queue_size=64)
+    settings = TelemetrySettings(
+        spans_file=path, spans_file_max_bytes=2_000, span_queue_size=64, batch_spans_per_second=1_000_000
+    )
     link = TraceContext.new()
     for _ in range(8):
         telemetry.setup(settings, "classification", "classification-0")

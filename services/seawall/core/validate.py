@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -65,34 +66,39 @@ def check_generation(generation: generation_pb2.Generation) -> None:
         has_prompt = True
         if not generation.negative_prompt.ciphertext:
             raise Poison("EMPTY_CIPHERTEXT", "negative_prompt.ciphertext is empty: seal the text, or leave it unset")
-    turns = generation.turns
-    if len(turns) > MAX_TURNS:
-        raise Poison("TOO_MANY_TURNS", f"turns has {len(turns)} texts: send the last {MAX_TURNS} at most")
-    if turns and not all(turn.ciphertext for turn in turns):
-        raise Poison("EMPTY_CIPHERTEXT", "turns holds an empty ciphertext: seal the text, or leave the turn out")
-    if generation.media:
-        _check_media(generation)
+    if turns := generation.turns:
+        _check_turns(turns)
+    if media := generation.media:
+        _check_media(media)
     elif not has_prompt:
         raise Poison("NOTHING_TO_SCAN", "neither prompt nor media is set: send what was asked, or what was produced")
 
 
-def _check_media(generation: generation_pb2.Generation) -> None:
-    if len(generation.media) > MAX_MEDIA_ITEMS:
+def _check_turns(turns: Sequence[generation_pb2.SealedText]) -> None:
+    if len(turns) > MAX_TURNS:
+        raise Poison("TOO_MANY_TURNS", f"turns has {len(turns)} texts: send the last {MAX_TURNS} at most")
+    if any(not turn.ciphertext for turn in turns):
+        raise Poison("EMPTY_CIPHERTEXT", "turns holds an empty ciphertext: seal the text, or leave the turn out")
+
+
+def _check_media(media: Sequence[generation_pb2.MediaItem]) -> None:
+    if len(media) > MAX_MEDIA_ITEMS:
         raise Poison(
             "TOO_MANY_ITEMS",
-            f"media has {len(generation.media)} items, at most {MAX_MEDIA_ITEMS}: send several records",
+            f"media has {len(media)} items, at most {MAX_MEDIA_ITEMS}: send several records",
         )
     seen = set()
-    for item in generation.media:
-        identity.check_item_id("media.item_id", item.item_id)
-        if item.item_id in seen:
+    for item in media:
+        item_id, content = item.item_id, item.content
+        identity.check_item_id("media.item_id", item_id)
+        if item_id in seen:
             raise Poison("DUPLICATE_ITEM_ID", "two media items share an item_id: number them output/0, output/1, …")
-        seen.add(item.item_id)
+        seen.add(item_id)
         if item.nexus not in _MEDIA_NEXUS:
             raise Poison("UNKNOWN_NEXUS", "media.nexus must say uploaded input, model output or training data")
-        if not item.content.uri:
+        if not content.uri:
             raise Poison("NO_URI", "media.content.uri is empty: put the bytes in the content store first")
-        if len(item.content.sha256) != 32:
+        if len(content.sha256) != 32:
             raise Poison("BAD_SHA256", "media.content.sha256 must be the 32 bytes of SHA-256 over the content")
 
 

@@ -38,6 +38,8 @@ KAFKA = "kafka"
 #: For a room that nobody waits for: few large fetches instead of one a signal, which would cost the broker more than
 #: the room itself.
 _PATIENT = {"SEAWALL_KAFKA__FETCH_MIN_BYTES": "65536", "SEAWALL_KAFKA__FETCH_MAX_WAIT_MS": "500"}
+#: Compression saves a network, and there is none here: the broker would unpack each batch to check it, on these cores.
+_LOOPBACK = {"SEAWALL_KAFKA__COMPRESSION": "none"}
 #: Of each topic. One process reads them all here, and every fetch names every partition: more would only cost.
 PARTITIONS = 2
 SERVICES_SECONDS = 120.0
@@ -85,7 +87,7 @@ class Mesh:
     @property
     def kafka_settings(self) -> KafkaSettings:
         """How a client on this machine reaches the broker."""
-        return KafkaSettings(bootstrap_servers=self.kafka.bootstrap_servers)
+        return KafkaSettings(bootstrap_servers=self.kafka.bootstrap_servers, compression="none")
 
     def broker(self) -> KafkaBroker:
         """The broker seam on the mesh's broker."""
@@ -120,7 +122,7 @@ class Mesh:
             kafka = EmbeddedKafka(kafka_folder or home / "kafka", cache=cache or home / "cache", launcher=launcher())
             supervisor = Supervisor(home, report)
             mesh = cls(home, kafka, supervisor)
-            shared = {"SEAWALL_HOME": str(home), **(environment or {})}
+            shared = {"SEAWALL_HOME": str(home), **_LOOPBACK, **(environment or {})}
             keeper: asyncio.Task[None] | None = None
             try:
                 # Here, because commands that only look for a running mesh need no imaging library.

@@ -58,13 +58,13 @@ BAD_SCORE = "BAD_SCORE"
 DUPLICATE_REPLY = "DUPLICATE_REPLY"
 
 
-def match_replies(reply: StageReply, count: int) -> list[signal_pb2.ItemReply | str]:
-    """The replies in the order of the request's ids 0 … count-1, matched by id alone.
+def match_replies(reply: StageReply, count: int) -> list[signal_pb2.ItemResult | str]:
+    """The results in the order of the request's ids 0 … count-1, matched by id alone.
 
     Where there is no trustworthy reply, a reason stands instead: the reply is missing, came twice, or holds a score
     that is not a number from 0 to 1. Ids that were never asked for are ignored: they can say nothing about our items.
     """
-    matched: list[signal_pb2.ItemReply | str] = [NO_REPLY] * count
+    matched: list[signal_pb2.ItemResult | str] = [NO_REPLY] * count
     for item in reply.replies:
         index = item.id
         if index >= count:
@@ -72,8 +72,8 @@ def match_replies(reply: StageReply, count: int) -> list[signal_pb2.ItemReply | 
         if matched[index] is not NO_REPLY:
             matched[index] = DUPLICATE_REPLY
             continue
-        matched[index] = item
-        for label in item.result.labels:
+        matched[index] = result = item.result
+        for label in result.labels:
             if not 0.0 <= label.score <= 1.0:  # true for NaN, too
                 matched[index] = BAD_SCORE
                 break
@@ -120,7 +120,7 @@ class SignalWriter:
         record: Record,
         generation: generation_pb2.Generation,
         items: Sequence[StageItem],
-        results: Sequence[signal_pb2.ItemReply | str],
+        results: Sequence[signal_pb2.ItemResult | str],
         *,
         received: int,
         attempts: int,
@@ -132,7 +132,7 @@ class SignalWriter:
         coordinates = _COORDINATES % (_varint(record.partition), _varint(record.offset))
         own = _OWN % (
             identity.signal_id(generation_id, attempt, self._stage).encode(),
-            _varint(len(key)),
+            _length(len(key)),
             key,
             _varint(attempt),
             _varint(attempts),
@@ -143,11 +143,9 @@ class SignalWriter:
         parts = [common, own]
         for item, result in zip(items, results, strict=False):  # as many as items, by the caller's slice
             if isinstance(result, str):
-                said = signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_ERROR, reason=result)
-            else:
-                said = result.result
-            body = said.SerializeToString() + _item_head(item.item_id, item.nexus)
-            parts += (_ITEMS, _varint(len(body)), body)
+                result = signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_ERROR, reason=result)
+            said, head = result.SerializeToString(), _item_head(item.item_id, item.nexus)
+            parts += (_ITEMS, _length(len(said) + len(head)), said, head)
         return self._output(record, key, b"".join(parts))
 
     def failed(
@@ -184,7 +182,7 @@ class SignalWriter:
         return self._output(record, generation_id.encode(), signal.SerializeToString())
 
     def _output(self, record: Record, key: bytes, signal: bytes) -> Output:
-        value = b"%b%b%b" % (_SIGNAL, _varint(len(signal)), signal)
+        value = b"".join((_SIGNAL, _length(len(signal)), signal))
         # To the generation's own partition number, whatever partitioner the platform used: the join is co-partitioned.
         return Output(self._topic, record.partition, key, value, trace_headers(record))
 
@@ -198,13 +196,14 @@ def _varint(number: int) -> bytes:
     if number < 0x80:
         return _SMALL[number]
     if number < 0x4000:
-        return b"%c%c" % (number & 0x7F | 0x80, number >> 7)
-    encoded = bytearray()
-    while number >= 0x80:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+        return bytes((number & 0x7F | 0x80, number >> 7))
+    if number < 0x200000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
+    return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14 & 0x7F | 0x80)) + _varint(number >> 21)
+
+
+#: Of lengths, which come again and again; offsets do not.
+_length = lru_cache(maxsize=4096)(_varint)
 
 
 def trace_headers(record: Record) -> Sequence[tuple[str, bytes]]:

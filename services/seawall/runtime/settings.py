@@ -231,8 +231,8 @@ class RpcClientSettings(Group):
     timeout_seconds: Seconds = 5.0
     # Attempts inside one call when a server is UNAVAILABLE, the first included. gRPC allows at most 5.
     max_attempts: int = Field(default=3, ge=1, le=5)
-    # Longest pause between reconnections.
-    max_reconnect_backoff_seconds: Seconds = 1.0
+    # Longest pause between reconnections: a service that is back waits so long for its first call.
+    max_reconnect_backoff_seconds: Seconds = 0.3
     # An idle connection is pinged so often, and given up when a ping stays unanswered for as long as the second.
     keepalive_seconds: Seconds = 20.0
     keepalive_timeout_seconds: Seconds = 5.0
@@ -266,6 +266,9 @@ class TelemetrySettings(Group):
     spans_file: Path | None = None
     # The file is turned over to <name>.1 at this size: twice as much is the most it takes.
     spans_file_max_bytes: ByteCount = 32 * 1024 * 1024
+    # Batches that get a span, so many a second; those that fail get one always. A span costs a tenth of what it takes
+    # to carry a batch of one. Decisions have traces of their own: see the aggregator's `traces`.
+    batch_spans_per_second: float = Field(default=5.0, ge=0)
     # Spans that wait for export; more are dropped and counted.
     span_queue_size: int = Field(default=4096, ge=64)
     # Metrics are exported so often.

@@ -10,7 +10,8 @@ import itertools
 import json
 import random
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, Self
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
@@ -114,12 +115,20 @@ def from_metadata(pairs: Iterable[tuple[str, str | bytes]] | None) -> TraceConte
 
 
 class BatchSpan:
-    """A span around one batch. Use with ``with``; costs next to nothing when nothing is recorded."""
+    """A span around one batch. Use with ``with``; costs next to nothing when nothing is recorded.
 
-    __slots__ = ("_failed", "_span", "context")
+    Args:
+        span: None if the batch is not to be recorded.
+        late: begins the span after all, should the batch fail.
+    """
 
-    def __init__(self, span: Span | None, context: TraceContext) -> None:
+    __slots__ = ("_failed", "_late", "_span", "context")
+
+    def __init__(
+        self, span: trace.Span | None, context: TraceContext, late: Callable[[], trace.Span] | None = None
+    ) -> None:
         self._span = span
+        self._late = late
         self._failed = False
         #: What calls and records made inside carry on.
         self.context = context
@@ -131,6 +140,8 @@ class BatchSpan:
 
     def fail(self, reason: str) -> None:
         """The batch failed; ``reason`` is machine-readable. The first reason stays."""
+        if self._span is None and self._late is not None:
+            self._span = self._late()
         if self._span is not None and not self._failed:
             self._failed = True
             self._span.set_attribute(metrics.ERROR_TYPE, reason)
@@ -142,10 +153,10 @@ class BatchSpan:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
     ) -> None:
-        if self._span is not None:
+        if error is not None:
             # The message stays out: it may quote content.
-            if error is not None:
-                self.fail(getattr(error, "reason", type(error).__name__))
+            self.fail(getattr(error, "reason", type(error).__name__))
+        if self._span is not None:
             self._span.end()
 
 
@@ -161,14 +172,27 @@ def batch_span(
 
     Args:
         name: ``"{operation} {destination}"``, for RPCs the method.
-        parent: the caller's context; the span is recorded only if that is sampled. None: the root of a new trace.
+        parent: the caller's context; the span is recorded only if that is sampled. None: the root of a new trace, of
+            which `batch_spans_per_second` are recorded, and every one that fails.
         links: the contexts of the batch's members; the first 64 that are there become links.
     """
     tracer = _state.tracer
     if tracer is None:
         return BatchSpan(None, parent or TraceContext.new(sampled=False))
+    if parent is not None and not parent.sampled:
+        return BatchSpan(None, parent)
+    if parent is None and not _state.roots.take():
+        context = TraceContext.new(sampled=False)
+        began = time.time_ns()
+
+        def late() -> trace.Span:
+            # Below the context that has travelled, so that what the service logged leads here.
+            seen = _as_parent(context._replace(flags=1))
+            return tracer.start_span(name, seen, kind, attributes, _links(links), start_time=began)
+
+        return BatchSpan(None, context, late)
     span = tracer.start_span(name, _as_parent(parent), kind, attributes, _links(links))
-    return BatchSpan(span, _context_of(span))  # type: ignore[arg-type]
+    return BatchSpan(span, _context_of(span))
 
 
 def is_recording() -> bool:
@@ -232,6 +256,7 @@ def install(exporters: Sequence[SpanExporter], settings: TelemetrySettings, reso
     for exporter in exporters:
         provider.add_span_processor(CountingProcessor(exporter, settings.span_queue_size))
     _state.provider = provider
+    _state.roots = _Allowance(settings.batch_spans_per_second)
     _state.tracer = provider.get_tracer("seawall")
 
 
@@ -344,9 +369,30 @@ class SpansFile(SpanExporter):
         }
 
 
+class _Allowance:
+    """So many a second, on average; what a quiet second left over may be taken in the next."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._left = max(per_second, 1.0)
+        self._looked = time.monotonic()
+
+    def take(self) -> bool:
+        """Whether one more is allowed now."""
+        now = time.monotonic()
+        most = max(self._per_second, 1.0)
+        self._left = min(most, self._left + (now - self._looked) * self._per_second)
+        self._looked = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
 class _State:
     """What `setup` installed. One a process, as logs are."""
 
+    roots = _Allowance(1.0)
     provider: TracerProvider | None = None
     tracer: trace.Tracer | None = None
     status_server: StatusServer | None = None
