@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from rich.table import Table
@@ -18,12 +17,11 @@ from seawall.cli.terminal import console, print_json
 from seawall.cli.why import OUTCOME_STYLE
 from seawall.core.errors import Fatal
 from seawall.ledger import database, queries
+from seawall.ledger.instants import instant
 from seawall.ledger.settings import LedgerSettings
 from seawall.runtime.settings import load_settings
 
 _NANOS: Final = 1_000_000_000
-_SPAN: Final = re.compile(r"(\d{1,6})([smhd])\Z")
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def migrate() -> None:
@@ -145,20 +143,13 @@ def _outcome_name(number: int) -> str:
 
 
 def _instant(option: str, given: str | None) -> int | None:
-    """An ISO 8601 instant, or a span back from now ("15m", "2h", "3d"), as Unix nanoseconds."""
+    """Unix nanoseconds of what a person wrote."""
     if given is None:
         return None
-    if span := _SPAN.match(given):
-        moment = datetime.now(UTC) - timedelta(**{_UNITS[span[2]]: int(span[1])})
-    else:
-        try:
-            moment = datetime.fromisoformat(given)
-        except ValueError:
-            raise Fatal(
-                "BAD_TIME", f"{option} {given} is no instant: 2026-01-31T12:00:00+00:00, or back from now: 15m, 2h, 3d"
-            ) from None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * _NANOS)
+    try:
+        return instant(given)
+    except Fatal as error:
+        raise Fatal(error.reason, f"{option} {given}: {error.detail}") from None
 
 
 def _time(nanos: int) -> str:
