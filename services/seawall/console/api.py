@@ -75,7 +75,7 @@ def find_decisions(
     if asked.errors:
         raise Poison("BAD_SEARCH", "; ".join(f"{name}: {why}" for name, why in asked.errors.items()))
     rows, more = search.find(state_of(request).db, asked, limit=limit, after=search.cursor_of(after or ""))
-    audit.record("search", user, query=asked.told, found=len(rows))
+    audit.record("search", user, query=asked.query, found=len(rows))
     return DecisionPage(decisions=[search.row_of(row) for row in rows], after=search.told_cursor(more))
 
 

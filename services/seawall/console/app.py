@@ -48,7 +48,7 @@ def application(state: State, *, token: OneTimeToken | None) -> FastAPI:
     app.state.settings = settings
     app.state.token = token
     app.state.oidc = sign_in.provider(settings.oidc) if settings.oidc else None
-    app.add_middleware(_Measured)
+    app.add_middleware(_Answered)
     key = settings.session.key.get_secret_value() if settings.session.key else secrets.token_urlsafe(32)
     app.add_middleware(
         SessionMiddleware,
@@ -83,8 +83,9 @@ class _Static(StaticFiles):
         return response
 
 
-class _Measured:
-    """ASGI middleware: how long each answer took."""
+class _Answered:
+    """ASGI middleware: how long each answer took, and an answer where a page broke. Within the others, so that theirs
+    is on that answer too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -93,7 +94,7 @@ class _Measured:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status = time.perf_counter(), 0
 
         async def noted(message: Message) -> None:
             nonlocal status
@@ -103,6 +104,12 @@ class _Measured:
 
         try:
             await self._app(scope, receive, noted)
+        except Exception as error:
+            _log.error("a page failed", exc_info=error)
+            if status:
+                raise  # The answer has begun: it can only be cut off.
+            broke = _answer(Request(scope), 500, "BUG", "Something broke", "This is a bug: the room's log says where.")
+            await broke(scope, receive, noted)
         finally:
             attributes = {
                 metrics.HTTP_METHOD: scope["method"] if scope["method"] in _METHODS else "_OTHER",
@@ -112,16 +119,17 @@ class _Measured:
             metrics.HTTP_SERVER_DURATION.record(time.perf_counter() - began, attributes)
 
 
-def _handle_errors(app: FastAPI) -> None:
-    def answer(request: Request, status: int, reason: str, title: str, detail: str) -> Response:
-        if request.url.path.startswith(api.PREFIX):
-            return JSONResponse(Failure(reason=reason, detail=detail).model_dump(), status)
-        return page(request, "problem.html", status=status, title=title, detail=detail)
+def _answer(request: Request, status: int, reason: str, title: str, detail: str) -> Response:
+    if request.url.path.startswith(api.PREFIX):
+        return JSONResponse(Failure(reason=reason, detail=detail).model_dump(), status)
+    return page(request, "problem.html", status=status, title=title, detail=detail)
 
+
+def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(SignInNeeded)
     def sign_in_needed(request: Request, error: SignInNeeded) -> Response:
         if request.url.path.startswith(api.PREFIX):
-            return answer(request, 401, "SIGN_IN", "", "sign in first")
+            return _answer(request, 401, "SIGN_IN", "", "sign in first")
         way = "/login"
         if request.method == "GET":
             way += f"?next={quote(request.url.path + (f'?{request.url.query}' if request.url.query else ''), safe='')}"
@@ -133,21 +141,21 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(NotAllowed)
     def not_allowed(request: Request, error: NotAllowed) -> Response:
         detail = "Your role does not reach this page. What you may see stands in the navigation."
-        return answer(request, 403, "NOT_ALLOWED", "Not for your role", detail)
+        return _answer(request, 403, "NOT_ALLOWED", "Not for your role", detail)
 
     @app.exception_handler(BadToken)
     def bad_token(request: Request, error: BadToken) -> Response:
         detail = "The form was not this session's, or the session has ended: go back, load the page again, and repeat."
-        return answer(request, 403, "BAD_TOKEN", "That form is not good any more", detail)
+        return _answer(request, 403, "BAD_TOKEN", "That form is not good any more", detail)
 
     @app.exception_handler(NotFound)
     @app.exception_handler(404)
     def not_found(request: Request, error: Exception) -> Response:
-        return answer(request, 404, "NOT_FOUND", "Not found", "There is nothing at this address.")
+        return _answer(request, 404, "NOT_FOUND", "Not found", "There is nothing at this address.")
 
     @app.exception_handler(HTTPException)
     def other(request: Request, error: HTTPException) -> Response:
-        response = answer(request, error.status_code, "HTTP", "That did not work", str(error.detail))
+        response = _answer(request, error.status_code, "HTTP", "That did not work", str(error.detail))
         response.headers.update(error.headers or {})
         return response
 
@@ -155,19 +163,12 @@ def _handle_errors(app: FastAPI) -> None:
     def bad_request(request: Request, error: RequestValidationError) -> Response:
         # What was given is not repeated.
         said = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()[:5])
-        return answer(request, 422, "BAD_REQUEST", "That address means nothing", said)
+        return _answer(request, 422, "BAD_REQUEST", "That address means nothing", said)
 
     @app.exception_handler(SeawallError)
     def ours(request: Request, error: SeawallError) -> Response:
         if isinstance(error, Poison):
-            return answer(request, 400, error.reason, "That means nothing", error.detail)
+            return _answer(request, 400, error.reason, "That means nothing", error.detail)
         if isinstance(error, Fatal):
             _log.error("a page failed", exc_info=error)
-        return answer(request, 503, error.reason, "Not to be had now", error.detail)
-
-    @app.exception_handler(Exception)
-    def unforeseen(request: Request, error: Exception) -> Response:
-        # Starlette raises it again afterwards, and uvicorn logs it: ours holds no message, which may quote anything.
-        _log.error("a page failed", exc_info=error)
-        detail = "This is a bug. The room's log says where."
-        return answer(request, 500, "BUG", "Something broke", detail)
+        return _answer(request, 503, error.reason, "Not to be had now", error.detail)

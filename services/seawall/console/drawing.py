@@ -23,9 +23,9 @@ _ROW: Final = 26
 _TICKS: Final = 6
 
 
-def sparkline(values: Sequence[float | None], label: str, *, limit: float | None = None) -> Markup:
+def sparkline(values: Sequence[float | None], label: str, *, limit: float | None = None, colour: str = "") -> Markup:
     """A line of values, oldest first, from 0 up; where a value is None it is interrupted. ``limit``: a line to stay
-    below, drawn where it is in the picture's range."""
+    below, drawn where it is in the picture's range. ``colour``: a class of the style sheet."""
     width, height = _SPARK
     top = max([value for value in values if value is not None] or [0.0])
     top = max(top, limit if limit is not None and limit <= top * 4 else 0.0) or 1.0
@@ -50,7 +50,7 @@ def sparkline(values: Sequence[float | None], label: str, *, limit: float | None
     if limit is not None and limit <= top:
         y = height - 3 - limit / top * (height - 6)
         parts.append(f'<line class="limit" x1="0" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
-    return _svg("spark", width, height, label, parts, stretch=True)
+    return _svg(f"spark {colour}".strip(), width, height, label, parts, stretch=True)
 
 
 def mix(shares: Sequence[tuple[str, float]], label: str) -> Markup:

@@ -55,7 +55,7 @@ def decisions_page(request: Request, user: DecisionsUser, after: str = "") -> Re
         if not asked.errors:
             rows, more = search.find(state.db, asked, limit=search.PAGE_ROWS, after=search.cursor_of(after))
             context |= {"rows": [search.row_of(row) for row in rows], "more": search.told_cursor(more)}
-            audit.record("search", user, query=asked.told, found=len(rows))
+            audit.record("search", user, query=asked.query, found=len(rows))
     except SeawallError as error:
         context["trouble"], status = error, 503
     return page(request, "decisions.html", status=status, **context)
@@ -68,7 +68,7 @@ def export(request: Request, user: ExportUser) -> Response:
     asked = search.understand(request.query_params, user.tenant)
     if asked.errors:
         return RedirectResponse(f"/decisions?{request.url.query}", 303)
-    audit.record("export", user, query=asked.told, at_most=state.settings.export_rows)
+    audit.record("export", user, query=asked.query, at_most=state.settings.export_rows)
     lines = search.export(state.db, asked.wanted, state.settings.export_rows, seconds=_EXPORT_SECONDS)
     headers = {"Content-Disposition": 'attachment; filename="decisions.csv"'}
     return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)

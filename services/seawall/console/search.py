@@ -45,11 +45,6 @@ class Search:
         """As a query string."""
         return urlencode({name: value for name, value in self.values.items() if value})
 
-    @property
-    def told(self) -> list[str]:
-        """For the audit."""
-        return [f"{name}={value}" for name, value in self.values.items() if value]
-
 
 def understand(given: Mapping[str, str], tenant_id: str | None) -> Search:
     """What somebody searches for.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.starlette_client import OAuth
 from fastapi import APIRouter, Depends, Form, Query, Request
@@ -104,7 +104,7 @@ async def login_with_provider(request: Request) -> Response:
         return RedirectResponse("/login", 303)
     try:
         back: Response = await request.app.state.oidc.authorize_redirect(request, _callback(request))
-    except (httpx.HTTPError, OAuthError, ValueError, KeyError) as error:
+    except (httpx2.HTTPError, OAuthError, ValueError, KeyError) as error:
         return _refused(request, 502, _PROVIDER_AWAY, type(error).__name__)
     return back
 
@@ -117,7 +117,7 @@ async def callback(request: Request) -> Response:
         return RedirectResponse("/login", 303)
     try:
         claims = (await client.authorize_access_token(request))["userinfo"]
-    except (httpx.HTTPError, OAuthError, JoseError, ValueError, KeyError) as error:
+    except (httpx2.HTTPError, OAuthError, JoseError, ValueError, KeyError) as error:
         return _refused(request, 401, _PROVIDER_AWAY, type(error).__name__)
     values = claims.get(settings.roles_claim) or ()
     roles = access.roles_of([values] if isinstance(values, str) else values, settings.roles)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-import httpx
+import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from seawall.console.records import Ends
@@ -45,7 +45,7 @@ class PrometheusRooms:
     def __init__(self, addresses: Mapping[str, str], run_folder: Path, *, timeout: float) -> None:
         self._addresses = dict(addresses)
         self._run_folder = run_folder
-        self._client = httpx.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=False)
+        self._client = httpx2.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=False)
 
     async def look(self) -> list[RoomNow]:
         """Every room, by name."""
@@ -76,7 +76,7 @@ class PrometheusRooms:
                     body += part
                     if len(body) > _MAX_ANSWER:
                         return RoomNow(room=name, ready=None)
-        except (httpx.HTTPError, httpx.InvalidURL):
+        except (httpx2.HTTPError, httpx2.InvalidURL):
             return RoomNow(room=name, ready=None)
         return await asyncio.to_thread(read_metrics, name, body.decode("utf-8", "replace"))
 
