@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from seawall.api.decision.v1 import decision_pb2
-from seawall.console import search, sign_in
+from seawall.console import access, search, sign_in
 from seawall.console.access import Role, User
 from seawall.console.protection import CSP
 from seawall.console.shapes import RoomNow
@@ -41,9 +41,9 @@ async def console(tmp_path: Path) -> AsyncIterator[Console]:
 
 def become(console: Console, monkeypatch: pytest.MonkeyPatch, *roles: Role, tenant: str | None = None) -> None:
     """Whoever redeems the token is this user."""
-    real = sign_in.access.sign_in
+    real = access.sign_in
     monkeypatch.setattr(
-        sign_in.access,
+        access,
         "sign_in",
         lambda request, _, settings: real(request, User("someone", "Someone", roles, tenant), settings),
     )
@@ -163,7 +163,8 @@ async def test_a_session_is_signed_and_kept_from_scripts(console: Console) -> No
     page = await client.get("/")
     assert page.status_code == 200
     (cookie,) = [one for one in client.cookies.jar if one.name == "seawall_session"]
-    assert cookie.has_nonstandard_attr("HttpOnly") or "httponly" in {name.lower() for name in cookie._rest}
+    assert cookie.has_nonstandard_attr("httponly")
+    assert cookie.get_nonstandard_attr("samesite") == "lax"
     value = client.cookies["seawall_session"]
     forged = "A" if value[10] != "A" else "B"
     client.cookies.clear()

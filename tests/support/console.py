@@ -6,9 +6,11 @@ Nothing in it is content: made-up ids, scores and digests.
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,40 +273,56 @@ def an_hour(count: int = 600) -> list[decision_pb2.Decision]:
     return made
 
 
+@dataclass
+class Served:
+    """A console on a port of its own, in a thread with a loop of its own."""
+
+    address: str
+    console: Console
+    loop: asyncio.AbstractEventLoop
+
+    def look(self, *rooms: RoomNow) -> None:
+        """The console learns that its rooms are so."""
+        self.console.rooms.rooms = list(rooms)
+        asyncio.run_coroutine_threadsafe(self.console.state.watch.look(), self.loop).result(10)
+
+    @property
+    def link(self) -> str:
+        """Signs in."""
+        assert self.console.token is not None
+        return self.console.token.link
+
+
 @contextmanager
-def served(folder: Path, **arguments: Any) -> Iterator[tuple[str, Console]]:
-    """A console on a port of its own, for a browser: its address."""
-    begun = threading.Event()
-    found: dict[str, Any] = {}
+def served(folder: Path, **arguments: Any) -> Iterator[Served]:
+    """A console for a browser; ``arguments`` as `open_console`'s."""
+    begun: Future[Served] = Future()
     server: list[uvicorn.Server] = []
 
     async def serve() -> None:
-        config = uvicorn.Config("", host="127.0.0.1", port=0, log_config=None, access_log=False)
-        socket = config.bind_socket()
-        address = f"http://127.0.0.1:{socket.getsockname()[1]}"
-        found["console"] = made = await open_console(folder, address=address, **arguments)
-        found["address"] = address
-        running = uvicorn.Server(uvicorn.Config(made.app, log_config=None, access_log=False))
-        server.append(running)
-        serving = asyncio.create_task(running.serve([socket]))
-        begun.set()
-        await serving
-        await made.close()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            console = await open_console(folder, address=address, **arguments)
+            running = uvicorn.Server(uvicorn.Config(console.app, log_config=None, access_log=False))
+            server.append(running)
+            serving = asyncio.create_task(running.serve([listening]))
+            begun.set_result(Served(address, console, asyncio.get_running_loop()))
+            await serving
+            console.state.db.dispose()
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="console")
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            if begun.done():
+                raise
+            begun.set_exception(error)
+
+    thread = threading.Thread(target=run, name="console")
     thread.start()
     try:
-        assert begun.wait(20), "the console did not start"
-        yield found["address"], found["console"]
+        yield begun.result(30)
     finally:
         for one in server:
             one.should_exit = True
         thread.join(20)
-
-
-def outcomes_of(decisions: Iterable[decision_pb2.Decision]) -> Mapping[int, int]:
-    """How many there are of each outcome."""
-    counted: dict[int, int] = {}
-    for one in decisions:
-        counted[one.outcome] = counted.get(one.outcome, 0) + 1
-    return counted
