@@ -42,7 +42,7 @@ async def run(report: Report) -> None:
 
 
 def _record(number: int) -> Record:
-    made = decision(number, seconds=number / 20, **({"outcome": BLOCK} if number % 50 == 0 else {}))  # type: ignore[arg-type]
+    made = decision(number, seconds=number / 20, **({"outcome": BLOCK} if number % 50 == 0 else {}))
     made.actor_id = f"actor-{number % 5_000}"
     return record(number, made.SerializeToString())
 

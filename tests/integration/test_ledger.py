@@ -8,28 +8,44 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
+from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from pydantic import SecretStr
 from sqlalchemy import Engine as Database
-from sqlalchemy import func, select, text
+from sqlalchemy import delete, func, select, text
 from typer.testing import CliRunner
 
 from seawall.api.dead_letter.v1 import dead_letter_pb2
 from seawall.api.decision.v1 import decision_pb2
 from seawall.cli.app import app
 from seawall.core.errors import Fatal, Retryable
-from seawall.ledger import database, queries
+from seawall.ledger import database, figures, queries
+from seawall.ledger.counts import LATENCY_BOUNDS, Role
 from seawall.ledger.engine import Engine
 from seawall.ledger.queries import Filter
 from seawall.ledger.rows import Rows
 from seawall.ledger.settings import DatabaseSettings, LedgerSettings
-from seawall.ledger.tables import FILLED, contents, dead_letters, decisions, metadata, positions, unreadable
+from seawall.ledger.tables import (
+    FILLED,
+    artefacts,
+    contents,
+    dead_letters,
+    decision_counts,
+    decisions,
+    metadata,
+    positions,
+    unreadable,
+    verdict_counts,
+)
 from seawall.ledger.writer import Position, Writer
 from seawall.relay.observe import StreamObserver
 from seawall.runtime import topics
@@ -38,7 +54,7 @@ from seawall.runtime.kafka import KafkaBroker
 from seawall.runtime.memory import InMemoryBroker
 from tests.support import postgresql
 from tests.support.kafka import client_settings, embedded_kafka
-from tests.support.ledger_rows import ALLOW, BEGIN, BLOCK, NANOS, REVIEW, decision, record
+from tests.support.ledger_rows import ALLOW, BEGIN, BLOCK, HOLD, NANOS, REVIEW, decision, record
 from tests.support.records import DECISIONS
 
 PATIENCE_SECONDS = 60.0
@@ -88,7 +104,7 @@ def found(db: Database, wanted: Filter) -> list[str]:
 def test_migrations_make_the_tables_that_the_code_means(db: Database) -> None:
     with db.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    assert database.migrate(db) == "0001"
+    assert database.migrate(db) == "0002"
     database.check_migrated(db)
 
 
@@ -113,6 +129,124 @@ def test_a_database_that_is_away_is_retryable_and_its_address_is_not_told(tmp_pa
     with pytest.raises(Retryable) as error:
         database.migrate(db)
     assert "secret-word" not in str(error.value)
+
+
+def test_a_ledger_of_the_first_revision_is_counted_when_it_is_migrated(db: Database) -> None:
+    """The counts that a migration makes of rows are those that the writer would have made."""
+    fill(db, *(decision(n, seconds=n * 40.0, outcome=BLOCK if n % 3 == 0 else ALLOW) for n in range(12)))
+
+    def counted() -> list[set[tuple[object, ...]]]:
+        # Rows know neither the bundle's version nor its digest: what the migration makes of them lacks both.
+        rules = select(verdict_counts.c.rule_id, verdict_counts.c.outcome, func.sum(verdict_counts.c.decisions))
+        asked = (select(decision_counts), select(artefacts), rules.group_by("rule_id", "outcome"))
+        with db.connect() as connection:
+            return [{tuple(row) for row in connection.execute(query)} for query in asked]
+
+    before = counted()
+    assert before[2] == {("known-hash", BLOCK, 4), ("allow", ALLOW, 8)}
+    migration = import_module("seawall.ledger.migrations.versions.0002_counts")
+    with db.begin() as connection:
+        for table in (decision_counts, verdict_counts, artefacts):
+            connection.execute(delete(table))
+        with Operations.context(MigrationContext.configure(connection)):
+            migration._fill()
+    assert counted() == before
+
+
+# ---- counting --------------------------------------------------------------------------------------------------------
+
+MINUTE = BEGIN // (60 * NANOS)
+
+
+def test_what_comes_twice_is_counted_once(db: Database) -> None:
+    made = [decision(n, seconds=n * 20.0, tenant_id="a" if n < 2 else "b") for n in range(6)]
+    made[4].outcome = BLOCK
+    fill(db, *made, made[0])
+    fill(db, *made[:3], decision(6, seconds=100.0), begin=7)
+    counted = figures.minutes(db, MINUTE, MINUTE + 2)
+    assert [dict(minute.outcomes) for minute in counted] == [{ALLOW: 3}, {ALLOW: 3, BLOCK: 1}, {}]
+    assert [minute.decisions for minute in figures.minutes(db, MINUTE, MINUTE + 1, "a")] == [2, 0]
+    # Made at once, after 20, and after 40 seconds.
+    assert counted[0].latencies == {1: 1, 20_000: 1, 60_000: 1}
+    with pytest.raises(ValueError):
+        figures.minutes(db, MINUTE, MINUTE + figures.MAX_MINUTES)
+
+
+def test_two_writers_of_the_same_records_count_them_once(db: Database) -> None:
+    """A member that lost its partition writes late, at the same time as the one that has it now."""
+    rows = Rows()
+    for n in range(400):
+        rows.add_decision(record(n, decision(n).SerializeToString()))
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(Writer(db).write, rows, {P0: Position(400, BEGIN)}) for _ in range(4)]:
+            done.result()
+    assert figures.minutes(db, MINUTE, MINUTE)[0].decisions == 400 == count(db, decisions)
+
+
+def test_shadow_verdicts_are_counted_beside_what_was_decided(db: Database) -> None:
+    shadowed = decision(1, outcome=ALLOW, policy_version="1.0", bundle_digest="d" * 64)
+    shadowed.shadow_hits.add(rule_id="stricter", outcome=REVIEW)
+    next_bundle = shadowed.shadows.add(policy_name="next", policy_version="2", bundle_digest="e" * 64)
+    next_bundle.rule_id, next_bundle.outcome = "known-hash", BLOCK
+    fill(db, shadowed, decision(2, tenant_id="other"))
+    names = ("role", "policy_name", "rule_id", "outcome", "decided_outcome")
+    rows = figures.verdicts(db, BEGIN, "tenant")
+    said = {tuple(row[name] for name in names): row["decisions"] for row in rows}
+    assert said == {
+        (Role.DECIDED, "default", "allow", ALLOW, ALLOW): 1,
+        (Role.SHADOW_RULE, "default", "stricter", REVIEW, ALLOW): 1,
+        (Role.SHADOW_BUNDLE, "next", "known-hash", BLOCK, ALLOW): 1,
+    }
+    assert figures.verdicts(db, BEGIN + 3_600 * NANOS) == []
+
+
+def test_versions_are_known_from_their_first_use_to_their_last(db: Database) -> None:
+    fill(db, decision(1, seconds=50.0), decision(2, seconds=10.0))
+    later = decision(3, seconds=90.0)
+    later.signals[0].signal.artefacts[0].version = "2"
+    fill(db, later, begin=2)
+    spans = {
+        (row["name"], row["version"]): (row["first_unix_nano"], row["last_unix_nano"]) for row in figures.versions(db)
+    }
+    assert spans["prompt_scoring-model", "1"] == (BEGIN + 10 * NANOS, BEGIN + 50 * NANOS)
+    assert spans["prompt_scoring-model", "2"] == (BEGIN + 90 * NANOS, BEGIN + 90 * NANOS)
+    assert spans["classification-model", "1"] == (BEGIN + 10 * NANOS, BEGIN + 90 * NANOS)
+
+
+def test_holds_are_open_until_something_is_decided(db: Database) -> None:
+    fill(
+        db, *(decision(n, outcome=HOLD, seconds=n) for n in range(3)), decision(1, outcome=ALLOW, seconds=9, attempt=2)
+    )
+    assert [row["generation_id"] for row in figures.open_holds(db, BEGIN)] == ["g-2", "g-0"]
+    assert figures.open_holds(db, BEGIN, "another") == []
+
+
+def test_old_counts_go_with_their_days(db: Database) -> None:
+    fill(db, decision(1), decision(2, seconds=86_400.0))
+    database.forget_days(db, 0, datetime.fromtimestamp(BEGIN / NANOS, UTC).date() + timedelta(days=1))
+    assert [count(db, table) for table in (decisions, decision_counts, verdict_counts)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("latencies", "share", "expected"),
+    [
+        ({}, 0.99, None),
+        ({10: 100}, 0.5, 7.5),
+        ({10: 99, 1_000: 1}, 0.99, 10.0),
+        ({1: 1, LATENCY_BOUNDS[-1]: 9}, 0.99, 300_000),
+    ],
+)
+def test_quantiles_lie_between_their_bounds(latencies: dict[int, int], share: float, expected: float | None) -> None:
+    assert figures.quantile(latencies, share) == expected
+
+
+def test_a_search_that_takes_too_long_is_cut_short(address: str) -> None:
+    slow = database.connect(DatabaseSettings(url=SecretStr(address), timeout_seconds=1), bound_statements=True)
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500000000) SELECT max(i) FROM n"
+    with pytest.raises(Retryable) as error, database.retryable("count"), slow.connect() as connection:
+        connection.execute(text(numbers))
+    assert error.value.reason == "LEDGER_TOO_SLOW"
+    slow.dispose()
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -230,6 +364,19 @@ def test_each_day_has_its_partition_on_postgresql(server: str) -> None:
 # ---- searching -------------------------------------------------------------------------------------------------------
 
 
+def test_a_page_begins_where_the_last_ended(db: Database) -> None:
+    """Also within one instant."""
+    fill(db, *(decision(n, seconds=n // 4) for n in range(20)))
+    pages, after = [], None
+    while True:
+        rows, after = queries.find(db, Filter(), limit=3, after=after)
+        pages.append([row["generation_id"] for row in rows])
+        if after is None:
+            break
+    assert [len(page) for page in pages] == [3] * 6 + [2]
+    assert sorted(chain.from_iterable(pages)) == sorted(f"g-{n}" for n in range(20))
+
+
 def test_decisions_are_found_by_what_on_call_knows(db: Database) -> None:
     fill(
         db,
@@ -248,8 +395,6 @@ def test_decisions_are_found_by_what_on_call_knows(db: Database) -> None:
     assert found(db, Filter(artefact="classification-model")) == ["g-9", "g-3", "g-2", "g-1"]
     assert found(db, Filter(artefact="classification-model", artefact_version="2")) == []
     assert found(db, Filter(since=BEGIN + 2 * NANOS, until=BEGIN + 4 * NANOS)) == ["g-3", "g-2"]
-    assert queries.outcomes(db, BEGIN) == {ALLOW: 2, BLOCK: 1, REVIEW: 1}
-    assert queries.outcomes(db, BEGIN, "a") == {ALLOW: 1}
 
 
 def test_another_tenants_decision_is_not_found(db: Database) -> None:

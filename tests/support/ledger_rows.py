@@ -12,16 +12,17 @@ from tests.support.records import CLASSIFICATION, DECISIONS, HASHING, PROMPT, ge
 NANOS = 1_000_000_000
 #: 2026-11-20T00:00:00Z
 BEGIN = 1_795_132_800 * NANOS
-ALLOW, REVIEW, BLOCK = decision_pb2.OUTCOME_ALLOW, decision_pb2.OUTCOME_REVIEW, decision_pb2.OUTCOME_BLOCK
+HOLD, ALLOW = decision_pb2.OUTCOME_HOLD, decision_pb2.OUTCOME_ALLOW
+REVIEW, BLOCK = decision_pb2.OUTCOME_REVIEW, decision_pb2.OUTCOME_BLOCK
 
 
 def decision(
-    number: int, *, seconds: float = 0.0, outcome: decision_pb2.Outcome.ValueType = ALLOW, **fields: str
+    number: int, *, seconds: float = 0.0, outcome: decision_pb2.Outcome.ValueType = ALLOW, **fields: str | int
 ) -> decision_pb2.Decision:
     """The decision about generation ``g-<number>``, ``seconds`` after BEGIN: three signals, one picture."""
     of = generation(f"g-{number}", media=1)
     made = decision_pb2.Decision(
-        decision_id=identity.decision_id(of.generation_id, 1, "p"),
+        decision_id=identity.decision_id(of.generation_id, int(fields.get("attempt", 1)), "p"),
         kind=decision_pb2.DECISION_KIND_JOINT,
         generation_id=of.generation_id,
         attempt=1,

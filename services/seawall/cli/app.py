@@ -37,14 +37,20 @@ app.add_typer(prompts_app, name="prompts")
 
 
 @app.command()
-def up() -> None:
+def up(
+    beside: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="ROOM", help="ledger, console or actor_history beside the mesh; repeatable."),
+    ] = None,
+) -> None:
     """Start Kafka and every room on this machine; Ctrl-C stops them.
 
-    State lives below $SEAWALL_HOME (~/.seawall). Logs: $SEAWALL_HOME/logs.
+    State lives below $SEAWALL_HOME (~/.seawall). Logs: $SEAWALL_HOME/logs. The console shows what the ledger has: with
+    it the ledger runs too.
     """
     from seawall.cli import up as command
 
-    command.up()
+    command.up(beside or [])
 
 
 @app.command()

@@ -16,6 +16,7 @@ ROOMS = (
     "aggregator",
     "actor_history",
     "ledger",
+    "console",
 )
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 from alembic import command
@@ -19,14 +21,23 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, exc, inspect, make_url, text
 
 from seawall.core.errors import Fatal, Retryable
+from seawall.ledger.counts import HOUR_NANOS, MINUTE_NANOS
 from seawall.ledger.settings import DatabaseSettings
-from seawall.ledger.tables import DAILY, FILLED
+from seawall.ledger.tables import DAILY, FILLED, decision_counts, verdict_counts
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
+#: When a transaction's time is up (monotonic seconds), in its connection's notes.
+_UNTIL: Final = "seawall.until"
+#: Of SQLite's virtual machine; a look costs a microsecond, so many instructions some hundred.
+_INSTRUCTIONS_BETWEEN_LOOKS: Final = 20_000
 
 
-def connect(settings: DatabaseSettings) -> Engine:
+def connect(settings: DatabaseSettings, *, bound_statements: bool = False) -> Engine:
     """An engine; nothing is asked of the database yet.
+
+    Args:
+        bound_statements: on SQLite too a transaction may take ``settings.timeout_seconds`` at most, as a statement
+            may on PostgreSQL. For whoever only asks: a migration may take longer.
 
     Raises:
         Fatal: BAD_SETTINGS (an address that is none, or a driver that is not installed).
@@ -34,7 +45,7 @@ def connect(settings: DatabaseSettings) -> Engine:
     try:
         url = make_url(settings.address)
         if url.get_backend_name() == "sqlite":
-            return _sqlite(url.database, settings)
+            return _sqlite(url.database, settings, bound_statements=bound_statements)
         if url.get_backend_name() == "postgresql":
             seconds = int(settings.timeout_seconds)
             options = f"-c statement_timeout={seconds * 1000} -c lock_timeout={seconds * 1000} -c timezone=UTC"
@@ -53,7 +64,7 @@ def connect(settings: DatabaseSettings) -> Engine:
     raise Fatal("BAD_SETTINGS", f"database.url names {url.get_backend_name()}: use sqlite or postgresql")
 
 
-def _sqlite(file: str | None, settings: DatabaseSettings) -> Engine:
+def _sqlite(file: str | None, settings: DatabaseSettings, *, bound_statements: bool) -> Engine:
     if not file or file == ":memory:":
         raise Fatal("BAD_SETTINGS", "database.url must name a file: rows in memory would not outlive the process")
     Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -66,9 +77,14 @@ def _sqlite(file: str | None, settings: DatabaseSettings) -> Engine:
         connection.execute("PRAGMA synchronous=NORMAL")
         # Begun by hand below: the driver begins only at the first write, after the reads it should protect.
         connection.isolation_level = None
+        if bound_statements:
+            connection.set_progress_handler(
+                lambda: monotonic() > record.info.get(_UNTIL, inf), _INSTRUCTIONS_BETWEEN_LOOKS
+            )
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
+        connection.info[_UNTIL] = monotonic() + settings.timeout_seconds
         connection.exec_driver_sql("BEGIN")
 
     return engine
@@ -79,12 +95,16 @@ def retryable(doing: str) -> Iterator[None]:
     """Turns the database's errors into ours.
 
     Raises:
-        Retryable: LEDGER_UNAVAILABLE.
+        Retryable: LEDGER_UNAVAILABLE; LEDGER_TOO_SLOW (a statement was cut short at its time limit).
         Fatal: LEDGER_NOT_MIGRATED (a table or column is missing).
     """
     try:
         yield
     except exc.SQLAlchemyError as error:
+        if _was_cut_short(error):
+            raise Retryable(
+                "LEDGER_TOO_SLOW", f"the ledger's database took too long to {doing}: ask for less, by time, actor or id"
+            ) from error
         if _lacks_tables(error):
             raise Fatal(
                 "LEDGER_NOT_MIGRATED", "the ledger's tables are not those of this version: run `seawall ledger migrate`"
@@ -100,6 +120,11 @@ def _lacks_tables(error: exc.SQLAlchemyError) -> bool:
     return str(original).startswith(("no such table", "no such column")) or (
         getattr(original, "sqlstate", None) in ("42P01", "42703")
     )
+
+
+def _was_cut_short(error: exc.SQLAlchemyError) -> bool:
+    original = getattr(error, "orig", None)
+    return str(original) == "interrupted" or getattr(original, "sqlstate", None) == "57014"
 
 
 def migrate(engine: Engine) -> str:
@@ -161,6 +186,9 @@ def forget_days(engine: Engine, keep_days: int, today: date | None = None) -> in
         else:
             for table in DAILY:
                 gone += connection.execute(delete(table).where(table.c.day < first)).rowcount > 0
+        begin = int(datetime.combine(first, time(), UTC).timestamp()) * 1_000_000_000
+        connection.execute(delete(decision_counts).where(decision_counts.c.minute < begin // MINUTE_NANOS))
+        connection.execute(delete(verdict_counts).where(verdict_counts.c.hour < begin // HOUR_NANOS))
     return gone
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Engine, RowMapping, Select, and_, func, or_, select, tuple_
+from sqlalchemy import Engine, RowMapping, Select, func, or_, select, tuple_
 
 from seawall.ledger.database import retryable
 from seawall.ledger.tables import artefact_sets, contents, dead_letters, decisions, positions, unreadable
@@ -16,6 +17,8 @@ from seawall.ledger.tables import artefact_sets, contents, dead_letters, decisio
 MAX_PAGE: Final = 500
 #: Artefact sets that a search by model or list looks into; each change of a list makes one.
 _MAX_SETS: Final = 200
+#: 9999-12-31T23:59:59Z
+_LAST_SECOND: Final = 253_402_300_799
 
 
 class Cursor(NamedTuple):
@@ -56,6 +59,8 @@ def find(
     """
     limit = min(max(limit, 1), MAX_PAGE)
     query = _query(wanted, after).limit(limit)
+    if db.dialect.name == "postgresql":
+        query = query.where(*_days(wanted, after))
     with retryable("search"), db.connect() as connection:
         if wanted.artefact is None:
             found = connection.execute(query).mappings().all()
@@ -72,9 +77,24 @@ def _query(wanted: Filter, after: Cursor | None) -> Select[Any]:
     columns = decisions.c
     query = select(decisions).where(*_conditions(wanted))
     if after is not None:
-        same_time = and_(columns.decided_unix_nano == after.decided_unix_nano, columns.decision_id < after.decision_id)
-        query = query.where(or_(columns.decided_unix_nano < after.decided_unix_nano, same_time))
+        # The first condition alone is a range of the index: without it a deep page would be read from the newest on.
+        query = query.where(
+            columns.decided_unix_nano <= after.decided_unix_nano,
+            or_(columns.decided_unix_nano < after.decided_unix_nano, columns.decision_id < after.decision_id),
+        )
     return query.order_by(columns.decided_unix_nano.desc(), columns.decision_id.desc())
+
+
+def _days(wanted: Filter, after: Cursor | None) -> list[Any]:
+    """A decision's day follows from its time, and tells PostgreSQL which partitions it need not look into."""
+    latest = [nanos for nanos in (wanted.until, after and after.decided_unix_nano) if nanos is not None]
+    days = [] if wanted.since is None else [decisions.c.day >= _day(wanted.since)]
+    return [*days, decisions.c.day <= _day(min(latest))] if latest else days
+
+
+def _day(unix_nano: int) -> date:
+    """The UTC date of an instant; one beyond the calendar is its last day."""
+    return datetime.fromtimestamp(min(max(unix_nano // 1_000_000_000, 0), _LAST_SECOND), UTC).date()
 
 
 def _sets(wanted: Filter) -> Select[Any]:
@@ -107,19 +127,6 @@ def _conditions(wanted: Filter) -> list[Any]:
         about = select(contents.c.day, contents.c.decision_id).where(contents.c.sha256 == wanted.content)
         conditions.append(tuple_(columns.day, columns.decision_id).in_(about))
     return conditions
-
-
-def outcomes(db: Engine, since: int, tenant_id: str | None = None) -> Mapping[int, int]:
-    """How many decisions of each outcome since an instant (Unix nanoseconds)."""
-    query: Select[Any] = (
-        select(decisions.c.outcome, func.count())
-        .where(decisions.c.decided_unix_nano >= since)
-        .group_by(decisions.c.outcome)
-    )
-    if tenant_id is not None:
-        query = query.where(decisions.c.tenant_id == tenant_id)
-    with retryable("count"), db.connect() as connection:
-        return {outcome: count for outcome, count in connection.execute(query)}
 
 
 def find_dead_letters(

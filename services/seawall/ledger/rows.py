@@ -14,6 +14,8 @@ from seawall.api.dead_letter.v1 import dead_letter_pb2
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Poison
+from seawall.ledger.counts import Verdict, verdicts
+from seawall.ledger.text import fitting
 from seawall.runtime.broker import Record
 from seawall.runtime.telemetry import TraceContext
 
@@ -28,7 +30,6 @@ _WORSE: Final = {
 _STATUS: Final = {number: name.removeprefix("ITEM_STATUS_") for name, number in signal_pb2.ItemStatus.items()}
 #: Instants from the year 2000 to 2200, nanoseconds: outside, a record's time is no time.
 _FIRST, _LAST = 946_684_800 * _NANOS, 7_258_118_400 * _NANOS
-_MAX_TEXT: Final = 2_000
 #: Matches of one signal that a summary names; the decision itself has them all.
 _MOST_MATCHES: Final = 16
 
@@ -43,6 +44,8 @@ class Rows:
     contents: list[Row] = field(default_factory=list)
     #: By artefact_set.
     artefact_sets: dict[str, list[Row]] = field(default_factory=dict)
+    #: What every bundle said, by decision_id.
+    verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
     dead_letters: list[Row] = field(default_factory=list)
     unreadable: list[Row] = field(default_factory=list)
 
@@ -82,12 +85,12 @@ class Rows:
             return  # what became of a letter: `seawall dlq` reads it in the topic
         self.dead_letters.append(
             {
-                "dead_letter_id": _text(letter.dead_letter_id, 32),
-                "room": _text(letter.room, 160),
-                "reason": _text(letter.reason, 160),
-                "detail": _text(letter.detail),
+                "dead_letter_id": fitting(letter.dead_letter_id, 32),
+                "room": fitting(letter.room, 160),
+                "reason": fitting(letter.reason, 160),
+                "detail": fitting(letter.detail),
                 "error_class": letter.error_class,
-                "source_topic": _text(letter.source.topic),
+                "source_topic": fitting(letter.source.topic),
                 "source_partition": letter.source.partition,
                 "source_offset": letter.source.offset,
                 "partition": record.partition,
@@ -104,19 +107,19 @@ class Rows:
         self.decisions.append(
             {
                 "day": day,
-                "decision_id": _text(decision.decision_id, 32),
-                "generation_id": _text(decision.generation_id, 160),
+                "decision_id": fitting(decision.decision_id, 32),
+                "generation_id": fitting(decision.generation_id, 160),
                 "attempt": decision.attempt,
                 "kind": decision.kind,
                 "outcome": decision.outcome,
-                "rule_id": _text(decision.rule_id),
-                "reason_code": _text(decision.reason_code),
+                "rule_id": fitting(decision.rule_id),
+                "reason_code": fitting(decision.reason_code),
                 "severity": decision.severity,
-                "policy_name": _text(decision.policy_name),
-                "policy_digest": _text(decision.policy_digest, 64),
-                "tenant_id": _text(decision.tenant_id, 160),
-                "actor_id": _text(decision.actor_id, 160),
-                "model": _text(f"{model.name}@{model.version}") if model.name else "",
+                "policy_name": fitting(decision.policy_name),
+                "policy_digest": fitting(decision.policy_digest, 64),
+                "tenant_id": fitting(decision.tenant_id, 160),
+                "actor_id": fitting(decision.actor_id, 160),
+                "model": fitting(f"{model.name}@{model.version}") if model.name else "",
                 "modality": decision.modality,
                 "generated_unix_nano": min(decision.generation_log_unix_nano, _LAST),
                 "decided_unix_nano": decision.decided_unix_nano,
@@ -130,6 +133,7 @@ class Rows:
                 "summary": _summary(decision),
             }
         )
+        self.verdicts[decision.decision_id] = verdicts(decision)
         for joined in decision.signals:
             for item in joined.signal.items:
                 for found in item.hashes:
@@ -139,7 +143,7 @@ class Rows:
                                 "day": day,
                                 "sha256": found.value.hex()[:64],
                                 "decision_id": decision.decision_id,
-                                "item_id": _text(item.item_id, 64),
+                                "item_id": fitting(item.item_id, 64),
                             }
                         )
 
@@ -156,9 +160,9 @@ class Rows:
                 {
                     "artefact_set": key,
                     "kind": kind,
-                    "name": _text(name, 160),
+                    "name": fitting(name, 160),
                     "sha256": sha256.hex()[:64],
-                    "version": _text(version),
+                    "version": fitting(version),
                 }
                 for kind, name, sha256, version in ordered
             ]
@@ -208,8 +212,3 @@ def _signal(signal: signal_pb2.Signal) -> Row:
         "received_unix_nano": timings.received_unix_nano,
         "produced_unix_nano": timings.produced_unix_nano,
     }
-
-
-def _text(value: str, most: int = _MAX_TEXT) -> str:
-    """As a column takes it: PostgreSQL has no NUL, and a length is a bound."""
-    return value.replace("\x00", "\N{REPLACEMENT CHARACTER}")[:most]

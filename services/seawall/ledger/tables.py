@@ -71,6 +71,7 @@ decisions: Final = Table(
     Index("decisions_by_outcome", "outcome", "decided_unix_nano"),
     Index("decisions_by_rule", "rule_id", "decided_unix_nano"),
     Index("decisions_by_actor", "actor_id", "decided_unix_nano"),
+    Index("decisions_by_tenant", "tenant_id", "decided_unix_nano"),
     Index("decisions_by_trace", "trace_id"),
     Index("decisions_by_artefacts", "artefact_set", "decided_unix_nano"),
     **_by_day(),
@@ -142,7 +143,71 @@ positions: Final = Table(
     Column("missed", BigInteger, nullable=False),
 )
 
+#: How many decisions there were, so that nobody counts rows: by minute, tenant, outcome and time taken.
+decision_counts: Final = Table(
+    "decision_counts",
+    metadata,
+    # Of the decision's own time, minutes since 1970.
+    Column("minute", Integer, primary_key=True),
+    Column("tenant_id", String(_ID), primary_key=True),
+    Column("outcome", SmallInteger, primary_key=True),
+    # From the generation's log time to the decision's: at most so many milliseconds, a bound of counts.LATENCY_BOUNDS.
+    Column("within_ms", Integer, primary_key=True),
+    Column("decisions", BigInteger, nullable=False),
+)
+
+#: What each bundle, and each rule in shadow, said, beside what was decided; by hour and tenant.
+verdict_counts: Final = Table(
+    "verdict_counts",
+    metadata,
+    # Hours since 1970.
+    Column("hour", Integer, primary_key=True),
+    Column("tenant_id", String(_ID), primary_key=True),
+    # A counts.Role: who said it.
+    Column("role", SmallInteger, primary_key=True),
+    Column("policy_name", String(_ID), primary_key=True),
+    Column("policy_version", String(_ID), primary_key=True),
+    Column("bundle_digest", String(_DIGEST), primary_key=True),
+    Column("rule_id", String(_ID), primary_key=True),
+    Column("outcome", SmallInteger, primary_key=True),
+    Column("decided_outcome", SmallInteger, primary_key=True),
+    Column("decisions", BigInteger, nullable=False),
+)
+
+#: Every version of a model, bank or term pack that decisions rested on, and from when to when.
+artefacts: Final = Table(
+    "artefacts",
+    metadata,
+    Column("kind", SmallInteger, primary_key=True),
+    Column("name", String(_ID), primary_key=True),
+    Column("version", String(_ID), primary_key=True),
+    Column("sha256", String(_DIGEST), primary_key=True),
+    Column("first_unix_nano", BigInteger, nullable=False),
+    Column("last_unix_nano", BigInteger, nullable=False),
+    Index("artefacts_by_last", "last_unix_nano"),
+)
+
+#: Searches that the console's users keep under a name. Not filled from topics.
+saved_views: Final = Table(
+    "saved_views",
+    metadata,
+    Column("owner", String(_ID), primary_key=True),
+    Column("name", String(80), primary_key=True),
+    # A query string of the console's search page.
+    Column("query", Text, nullable=False),
+)
+
 #: Tables that are partitioned by day.
 DAILY: Final = (decisions, contents)
 #: Tables that the topics fill.
-FILLED: Final = (decisions, contents, artefact_sets, dead_letters, unreadable, positions)
+FILLED: Final = (
+    decisions,
+    contents,
+    artefact_sets,
+    dead_letters,
+    unreadable,
+    positions,
+    decision_counts,
+    verdict_counts,
+    artefacts,
+)

@@ -8,13 +8,26 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Engine, Table, case, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from seawall.ledger.counts import artefact_rows, decision_count_rows, verdict_count_rows
 from seawall.ledger.database import make_days, retryable
 from seawall.ledger.rows import Row, Rows
-from seawall.ledger.tables import artefact_sets, contents, dead_letters, decisions, positions, unreadable
+from seawall.ledger.tables import (
+    artefact_sets,
+    artefacts,
+    contents,
+    dead_letters,
+    decision_counts,
+    decisions,
+    positions,
+    unreadable,
+    verdict_counts,
+)
 from seawall.runtime.broker import TopicPartition
 
 #: Artefact sets that are known to be in the database; a deployment has few at a time.
 _KNOWN_SETS: Final = 10_000
+#: Ids of one look-up: both databases bound the parameters of a statement.
+_LOOK_UP: Final = 1_000
 
 
 class Position(NamedTuple):
@@ -42,13 +55,20 @@ class Writer:
         """
         sets = {key: found for key, found in rows.artefact_sets.items() if key not in self._known}
         with retryable("write"), self._engine.begin() as connection:
+            # First, because it locks the partitions' rows: nobody else writes the same records until we have committed,
+            # so what is not there now is ours to count.
+            self._advance(connection, read)
             make_days(connection, rows.days)
+            new = self._new(connection, rows)
             self._add(connection, decisions, rows.decisions)
             self._add(connection, contents, rows.contents)
             self._add(connection, artefact_sets, [row for found in sets.values() for row in found])
             self._add(connection, dead_letters, rows.dead_letters)
             self._add(connection, unreadable, rows.unreadable)
-            self._advance(connection, read)
+            # Last, because every writer of a minute waits for its row.
+            self._sum(connection, decision_counts, decision_count_rows(new))
+            self._sum(connection, verdict_counts, verdict_count_rows(new, rows.verdicts))
+            self._widen(connection, artefact_rows(new, rows.artefact_sets))
         if len(self._known) > _KNOWN_SETS:
             self._known.clear()
         self._known |= sets.keys()
@@ -62,6 +82,45 @@ class Writer:
         if not found:
             self._known.clear()
         return {TopicPartition(t, p): offset for t, p, offset in found if TopicPartition(t, p) in wanted}
+
+    @staticmethod
+    def _new(connection: Connection, rows: Rows) -> list[Row]:
+        """The decisions of the batch that are not in the database, each once."""
+        wanted = {(row["day"], row["decision_id"]): row for row in rows.decisions}
+        for day in rows.days:
+            ids = [decision_id for of, decision_id in wanted if of == day]
+            for start in range(0, len(ids), _LOOK_UP):
+                there = select(decisions.c.decision_id).where(
+                    decisions.c.day == day, decisions.c.decision_id.in_(ids[start : start + _LOOK_UP])
+                )
+                for decision_id in connection.execute(there).scalars():
+                    del wanted[(day, decision_id)]
+        return list(wanted.values())
+
+    def _sum(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+        if rows:
+            new = self._insert(table)
+            connection.execute(
+                new.on_conflict_do_update(
+                    index_elements=list(table.primary_key),
+                    set_={"decisions": table.c.decisions + new.excluded.decisions},
+                ),
+                rows,
+            )
+
+    def _widen(self, connection: Connection, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        new, old = self._insert(artefacts), artefacts.c
+        first, last = new.excluded.first_unix_nano, new.excluded.last_unix_nano
+        widen = new.on_conflict_do_update(
+            index_elements=list(artefacts.primary_key),
+            set_={
+                "first_unix_nano": case((first < old.first_unix_nano, first), else_=old.first_unix_nano),
+                "last_unix_nano": case((last > old.last_unix_nano, last), else_=old.last_unix_nano),
+            },
+        )
+        connection.execute(widen, rows)
 
     def _add(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
         if rows:
@@ -91,6 +150,6 @@ class Writer:
                     "log_unix_nano": position.log_unix_nano,
                     "missed": position.missed,
                 }
-                for partition, position in read.items()
+                for partition, position in sorted(read.items())
             ],
         )

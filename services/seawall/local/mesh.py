@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ STAGES = ("prompt_scoring", "perceptual_hashing", "classification")
 RELAYS = tuple(f"{stage}.relay" for stage in STAGES)
 #: The rooms of the mesh, in the order they start.
 ROOMS = (*STAGES, *RELAYS, "perceptual_hashing.retroactive", "aggregator")
+#: Rooms that may run beside the mesh: nothing in it waits for them.
+BESIDE = ("ledger", "console", "actor_history")
 #: The service that reads bank_entries.v1, and writes there what is imported on this machine.
 FOLLOWER = "perceptual_hashing"
 #: Name of the broker among the rooms.
@@ -108,6 +110,7 @@ class Mesh:
         environment: Mapping[str, str] | None = None,
         cache: Path | None = None,
         kafka_folder: Path | None = None,
+        beside: Collection[str] = (),
     ) -> AsyncIterator[Mesh]:
         """A mesh whose every room is ready; ended when the context is left, however it is left.
 
@@ -115,6 +118,7 @@ class Mesh:
             environment: settings for every room, over those of this process.
             cache: where Kafka's jars are kept, ``home/cache`` if None.
             kafka_folder: the broker's data, ``home/kafka`` if None.
+            beside: rooms of BESIDE that run as well.
 
         Raises Fatal with the mend when it cannot start.
         """
@@ -145,6 +149,7 @@ class Mesh:
                 others = [
                     _reader(home, "perceptual_hashing.retroactive", {**_PATIENT, **shared}),
                     _reader(home, "aggregator", shared),
+                    *(_reader(home, name, {**_PATIENT, **shared}) for name in BESIDE if name in beside),
                 ]
                 supervisor.start([*readers, *others])
                 await supervisor.ready(timeout=READERS_SECONDS)

@@ -224,6 +224,11 @@ RETROACTIVE_SIGNALS = _counter(
     "moderation.retroactive.signals", "{signal}", "Late signals: a picture decided earlier that a list now knows."
 )
 
+# The console
+HTTP_SERVER_DURATION = _histogram(
+    "http.server.request.duration", "s", "How long a page or answer of the console took, by route and status.", _SECONDS
+)
+
 # Telemetry's own loss
 SPANS_DROPPED = _counter(
     "moderation.telemetry.spans.dropped", "{span}", "Spans lost to a full queue or a collector that is away."
@@ -242,6 +247,10 @@ MESSAGING_DESTINATION = _attribute("messaging.destination.name", "The topic.")
 MESSAGING_PARTITION = _attribute("messaging.destination.partition.id", "The partition.")
 MESSAGING_OFFSET = _attribute("messaging.kafka.offset", "The record's offset.")
 CONSUMER_GROUP = _attribute("messaging.consumer.group.name", "The consumer group: the room's name.")
+
+HTTP_METHOD = _attribute("http.request.method", "The request's method; _OTHER for one that nothing here takes.")
+HTTP_ROUTE = _attribute("http.route", "The page's pattern, without ids.")
+HTTP_STATUS = _attribute("http.response.status_code", "The answer's status.")
 
 # Ours
 EVENT = _attribute("moderation.event", "What a room of the stream path met.")
