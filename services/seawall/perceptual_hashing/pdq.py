@@ -13,8 +13,6 @@ from seawall.runtime.decoding import Pixels
 
 HASH_BYTES: Final = 32
 HASH_BITS: Final = 256
-#: Below it a hash says little (plain colour, gradients): the reference's own floor for matching.
-MIN_QUALITY: Final = 50
 
 #: What was done to the listed picture to give ours; as `pdq_kernels.hash_dihedral` numbers them.
 _SLOTS: Final = (
