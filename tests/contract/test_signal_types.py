@@ -5,19 +5,36 @@ Makers of a plug-in run the same: ``seawall.perceptual_hashing.signal_types.prov
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from structlog.testing import capture_logs
 
+from seawall.api.bank.v1 import bank_pb2
+from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Fatal
-from seawall.perceptual_hashing import hashing, pdq, signal_types
+from seawall.perceptual_hashing import banks, hashing, pdq, scorer, signal_types
 from seawall.perceptual_hashing.bank_card import Pipeline
+from seawall.perceptual_hashing.bank_changes import listed
+from seawall.perceptual_hashing.bank_entries import Entry
+from seawall.perceptual_hashing.bank_index import BankIndex, Snapshot
+from seawall.perceptual_hashing.bank_store import BankStore
 from seawall.perceptual_hashing.hashing import Hasher
+from seawall.perceptual_hashing.matcher import Matcher
+from seawall.perceptual_hashing.plug_in_hashes import PlugInHashes
 from seawall.perceptual_hashing.signal_types import SignalExample, SignalHash
 from seawall.runtime.decoding import Frame, Pixels
+from tests.support import images
+from tests.support.bank_entries import card, wait_for
+from tests.support.hashing_room import Room
+from tests.support.hashing_room import card as room_card
 
 
 def blocks(seed: int, side: int = 64) -> Pixels:
@@ -57,7 +74,7 @@ class Pdq:
     name = "other_pdq"
     hash_bytes = pdq.HASH_BYTES
     max_distance = 31
-    min_quality = pdq.MIN_QUALITY
+    min_quality = 50
     pipeline: Pipeline = "full"
 
     def hash(self, gray: Pixels) -> SignalHash:
@@ -86,6 +103,11 @@ def alternating() -> Callable[..., SignalHash]:
     return lambda self, gray: SignalHash(bytes([next(counter)] * 8), 50)
 
 
+class Missing:
+    def search(self, value: bytes) -> list[tuple[int, int]]:
+        return []
+
+
 BROKEN: dict[str, tuple[BlockMean, str]] = {
     "a name that is taken": (broken(name="pdq"), "name"),
     "a name that is none": (broken(name="Block Mean"), "name"),
@@ -106,6 +128,8 @@ BROKEN: dict[str, tuple[BlockMean, str]] = {
         "both ways",
     ),
     "all pictures alike": (broken(distance=lambda self, one, other: 0), "everything would match"),
+    "an index that misses": (broken(index=lambda self, values: Missing()), "index"),
+    "an index that fails": (broken(index=lambda self, values: 7), "AttributeError"),
     "a picture it writes to": (broken(hash=lambda self, gray: gray.fill(0)), "ValueError"),
 }
 
@@ -156,3 +180,122 @@ def test_its_hashes_stand_beside_pdq(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_no_hasher_said_is_refused(said: bytes) -> None:
     with pytest.raises(ValueError, match="no hashes"):
         list(hashing.read(said))
+
+
+# ---- banks of its hashes -------------------------------------------------------------------------------------------
+
+
+class Indexed(BlockMean):
+    """With an index of its own, which finds what `distance` says in one pass over all hashes."""
+
+    searched = 0
+
+    def index(self, values: Pixels) -> Indexed:
+        found = Indexed()
+        found.values = values
+        return found
+
+    values: Pixels
+
+    def search(self, value: bytes) -> Sequence[tuple[int, int]]:
+        Indexed.searched += 1
+        far = np.bitwise_count(self.values ^ np.frombuffer(value, np.uint8)).sum(axis=1)
+        return [(row, int(far[row])) for row in np.flatnonzero(far <= self.max_distance).tolist()]
+
+
+def near(value: bytes, bits: int) -> bytes:
+    return (int.from_bytes(value) ^ ((1 << bits) - 1)).to_bytes(len(value))
+
+
+@pytest.fixture
+def picture() -> bytes:
+    return images.encode(Image.fromarray(blocks(1, 256)), "PNG")
+
+
+@pytest.fixture(params=[BlockMean, Indexed])
+def room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Room:
+    """A scorer whose settings name the plug-in."""
+    installed(monkeypatch, block_mean="toy:BlockMean")
+    monkeypatch.setitem(sys.modules, "toy", SimpleNamespace(BlockMean=request.param))
+    return Room(tmp_path, signal_types=["block_mean"])
+
+
+def matched(result: signal_pb2.ItemResult) -> list[tuple[str, str, int]]:
+    return [(one.bank, one.entry_id, one.distance) for one in result.matches if one.hash_type == "block_mean"]
+
+
+def test_its_hashes_are_listed_matched_and_reported_under_its_name(room: Room, picture: bytes) -> None:
+    value = BlockMean().hash(blocks(1, 256)).value
+    entries = [Entry(f"e{bits}", "block_mean", near(value, bits)) for bits in (0, 3, 6, 7)]
+    room.list_bank("licensed", entries, signal_types=["block_mean"])
+    result = room.score(picture)
+    assert matched(result) == [("licensed", "e0", 0), ("licensed", "e3", 3), ("licensed", "e6", 6)]
+    (match,) = [one for one in result.matches if one.distance == 3]
+    assert (match.category, match.variant, match.action) == ("stand-in of licensed", "original", "")
+    assert {one.hash_type: one.value for one in result.hashes}["block_mean"] == value
+    assert {label.label: label.score for label in result.labels} == {"known_match": 1.0}
+    artefacts = {one.name for one in room.scorer.artefacts()}
+    assert "licensed" in artefacts
+    assert matched(room.score(images.encode(Image.fromarray(blocks(2, 256)), "PNG"))) == []
+    # A negative bank speaks against what is further away, and against no equal hash.
+    room.list_bank("benign", [Entry("b", "block_mean", near(value, 2))], kind="negative", signal_types=["block_mean"])
+    result = room.score(picture)
+    assert matched(result) == [("licensed", "e0", 0)]
+    assert {(one.entry_id, one.contested_by) for one in result.held_matches} == {
+        ("e3", "benign/b"),
+        ("e6", "benign/b"),
+    }
+
+
+def test_an_index_of_its_own_is_what_is_searched(tmp_path: Path) -> None:
+    store = BankStore(tmp_path)
+    value = BlockMean().hash(blocks(1, 256)).value
+    changes = [listed("licensed", f"e{k}", {"block_mean": near(value, k)}, origin="test") for k in range(8)]
+    store.apply([card("licensed", signal_types=["block_mean"]), *changes])
+    index = BankIndex(store)
+    hashes = PlugInHashes([Indexed()])
+    for snapshot in (index.snapshot, _kept(index, store)):
+        before = Indexed.searched
+        matcher = Matcher(snapshot=snapshot, plug_ins=hashes)
+        assert sorted(m.distance for m in matcher.match_plug_in("block_mean", value, 72)) == list(range(7))
+        assert matcher.match_plug_in("block_mean", value, 19) == [], "below its own quality it says nothing"
+        assert Indexed.searched == before + len(snapshot.parts)
+
+
+def _kept(index: BankIndex, store: BankStore) -> Snapshot:
+    """The same from the file that the index is kept in."""
+    assert index.compact(everything=True)
+    return BankIndex(store).snapshot
+
+
+def test_changes_are_matched_while_it_runs_and_a_wrong_length_costs_itself_alone(room: Room, picture: bytes) -> None:
+    value = BlockMean().hash(blocks(1, 256)).value
+    store = BankStore(room.settings.banks.store)
+    try:
+        store.apply(
+            [
+                card("licensed", signal_types=["block_mean"]),
+                listed("licensed", "long", {"block_mean": value + b"1"}, origin="test"),
+                listed("licensed", "right", {"block_mean": near(value, 1), "md5": bytes(16)}, origin="test"),
+            ]
+        )
+        wait_for(lambda: matched(room.score(picture)) == [("licensed", "right", 1)])
+        store.apply([listed("licensed", "right", {}, origin="test", state=bank_pb2.ENTRY_STATE_REMOVED)])
+        wait_for(lambda: matched(room.score(picture)) == [])
+    finally:
+        store.close()
+
+
+def test_a_bank_whose_plug_in_nobody_loads_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    entries = [Entry("e", "block_mean", bytes(8)), Entry("e", "md5", bytes(16))]
+    required = room.settings.banks.model_copy(update={"required": ["demo", "licensed"]})
+    with pytest.raises(Fatal, match="signal_types"):
+        banks.write(tmp_path / "banks" / "licensed", room_card("licensed", "512"), entries)
+    with capture_logs() as logs:
+        room.list_bank("licensed", entries, signal_types=["block_mean"])
+    (told,) = [one for one in logs if one.get("hash_type") == "block_mean"]
+    assert (told["bank"], told["log_level"]) == ("licensed", "error")
+    with pytest.raises(Fatal, match="block_mean") as caught:
+        scorer.load(room.settings.model_copy(update={"banks": required}))
+    assert caught.value.reason == "SIGNAL_TYPE_MISSING"

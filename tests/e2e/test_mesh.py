@@ -88,6 +88,19 @@ def test_why_names_bank_entry_and_distance_of_a_match(mesh: UpMesh, samples_run:
     assert "distance" in match and "benign_stand_in" in text
 
 
+def test_why_names_the_turn_of_a_copy(mesh: UpMesh, tmp_path: Path) -> None:
+    """Turned and within a border, of another size and coding: what turns it back into the listed one is named."""
+    copy = photographs.picture("coffee")
+    for edit in ("smaller", "turned", "framed"):
+        copy = photographs.EDITS[edit](copy)
+    path = tmp_path / "copy.webp"
+    path.write_bytes(photographs.encode(copy, "webp")[0])
+    submitted = mesh.seawall_json("submit", "--image", str(path))
+    said = " ".join(mesh.seawall("why", submitted["generation_id"]).stdout.split())
+    assert "demo/coffee pdq distance" in said
+    assert "rot270/stripped" in said
+
+
 def test_why_of_an_unknown_id_says_so_in_one_line(mesh: UpMesh) -> None:
     done = mesh.seawall("why", "no-such-generation")
     assert done.returncode == 1

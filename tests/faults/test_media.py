@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from seawall.api.signal.v1 import signal_pb2
 from seawall.runtime.decoding import DEFAULT_LIMITS
-from tests.support import images
+from tests.support import images, videos
 from tests.support.media_service import LISTED, STAGES, MediaService, media_service
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
@@ -30,6 +31,10 @@ NEIGHBOUR = (images.encode(images.photograph(LISTED, (600, 400))), "image/jpeg")
 ENDLESS = (images.gif_of_frames(1_000, 2_000), "image/gif")
 #: Settings that let it begin.
 PATIENT = {"DECODING__MAX_TOTAL_PIXELS": "10000000000", "RPC_SERVER__WORKERS": "2"}
+
+#: A second of a still picture, and the same in a codec that is not decoded.
+FILM = videos.video(videos.still("chelsea", videos.RATE))
+OLD = videos.video(videos.still("chelsea", 3), "mpeg2video", "matroska")
 
 #: By name: the file, the media type it was sent under, and why it cannot be scanned.
 HOSTILE: Mapping[str, tuple[bytes, str, str]] = {
@@ -49,6 +54,19 @@ HOSTILE: Mapping[str, tuple[bytes, str, str]] = {
         "image/png",
         "POLYGLOT",
     ),
+    "a truncated video": (FILM[:-2_000], "video/mp4", "TRUNCATED"),
+    "a video that claims 20,000²": (
+        FILM.replace(struct.pack(">HH", 320, 240), struct.pack(">HH", 20_000, 20_000)),
+        "video/mp4",
+        "TOO_MANY_PIXELS",
+    ),
+    "a video that claims a day": (
+        FILM.replace(struct.pack(">II", 1_000, 1_000), struct.pack(">II", 1_000, 86_400_000)),
+        "video/mp4",
+        "TOO_LONG",
+    ),
+    "a video in an old codec": (OLD, "video/x-matroska", "UNKNOWN_CODEC"),
+    "a video declared a picture": (FILM, "image/png", "TYPE_MISMATCH"),
     "an SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image/svg+xml", "UNKNOWN_TYPE"),
     "a page": (b"<!doctype html><title>a page</title>", "image/png", "UNKNOWN_TYPE"),
     "nothing": (b"", "image/png", "UNKNOWN_TYPE"),

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from seawall.api.bank.v1 import bank_pb2
 from seawall.local.kafka import EmbeddedKafka
 from seawall.perceptual_hashing import bank_changes
+from seawall.perceptual_hashing.bank_card import Pipeline
+from seawall.perceptual_hashing.bank_index import BankIndex
 from seawall.perceptual_hashing.bank_replication import BankReplication
 from seawall.perceptual_hashing.bank_store import BankStore
 from seawall.perceptual_hashing.live_banks import LiveBanks, set_state
+from seawall.perceptual_hashing.matcher import Matcher
+from seawall.perceptual_hashing.plug_in_hashes import PlugInHashes
 from seawall.perceptual_hashing.settings import BankSettings
+from seawall.perceptual_hashing.signal_types import SignalExample, SignalHash
 from seawall.runtime.broker import Output, TopicSpec
+from seawall.runtime.decoding import Pixels
 from seawall.runtime.kafka import KafkaBroker
 from tests.support.bank_entries import card, entry, random_words, removed, wait_for
 from tests.support.kafka import client_settings, unique
 
 pytestmark = pytest.mark.kafka
 WORDS = random_words(50)
+
+
+class SameBytes:
+    """Stands in for a licensed hash: near is what is equal."""
+
+    name = "photodna"
+    hash_bytes = 144
+    max_distance = 0
+    min_quality = 0
+    pipeline: Pipeline = "full"
+
+    def hash(self, gray: Pixels) -> SignalHash:
+        return SignalHash(gray.tobytes()[: self.hash_bytes], 100)
+
+    def distance(self, one: bytes, other: bytes) -> int:
+        return int(one != other)
+
+    def examples(self) -> Sequence[SignalExample]:
+        pictures = [np.full((16, 16), level, np.uint8) for level in (0, 255)]
+        return [SignalExample(gray, self.hash(gray)) for gray in pictures]
 
 
 @pytest.fixture
@@ -68,6 +96,23 @@ async def test_two_replicas_and_a_late_one_reach_the_same_digest(
     before = one.sequence
     await synced(broker, name, one)
     assert one.sequence == before
+
+
+async def test_videos_and_plug_ins_hashes_reach_the_other_replica_and_match_there(
+    tmp_path: Path, topic: tuple[KafkaBroker, str]
+) -> None:
+    broker, name = topic
+    one, other = BankStore(tmp_path / "one"), BankStore(tmp_path / "other")
+    frames, value = WORDS[:3], bytes(range(144))
+    film, still = entry("film", vpdq=frames.tobytes()), entry("still", photodna=value)
+    one.apply([card(signal_types=["photodna"], min_listed_percent=50), film, still])
+    await synced(broker, name, one)
+    await synced(broker, name, other)
+    assert one.digests() == other.digests()
+    matcher = Matcher(snapshot=BankIndex(other).snapshot, plug_ins=PlugInHashes([SameBytes()]))
+    assert [(m.entry_id, m.distance) for m in matcher.match_plug_in("photodna", value, 100)] == [("still", 0)]
+    (match,) = matcher.match(frames[1:2].view(np.uint8), "512")
+    assert (match.entry_id, match.listed_frames, match.bank.min_listed_percent) == ("film", 3, 50)
 
 
 async def test_records_that_are_no_changes_are_refused_by_all_and_stop_nobody(

@@ -30,7 +30,7 @@ from seawall.runtime import model_pack
 from seawall.runtime.content import ContentStore
 from seawall.runtime.decoding import DecodingSettings
 from seawall.runtime.settings import ContentSettings
-from tests.support import model_packs
+from tests.support import model_packs, videos
 from tests.support.model_packs import animated, encoded, plain, write_version
 
 OK, UNSCANNABLE, ERROR = (
@@ -126,6 +126,19 @@ def test_one_frame_of_an_animation_decides(room: Room, kind: str) -> None:
     assert (calm.status, odd.status) == (OK, OK)
     assert calm.labels[0].score < 0.05
     assert odd.labels[0].score > 0.9
+
+
+@pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("libvpx-vp9", "webm")])
+def test_one_frame_of_a_video_decides_and_is_named(room: Room, codec: str, container: str) -> None:
+    calm = [np.full((120, 160, 3), (0, 0, 8 * (n % 5)), np.uint8) for n in range(48)]
+    odd = [*calm[:29], np.full((120, 160, 3), (250, 0, 0), np.uint8), *calm[30:]]
+    results = [room.score(videos.video(frames, codec, container), f"video/{container}") for frames in (calm, odd)]
+    assert [result.status for result in results] == [OK, OK]
+    assert results[0].labels[0].score < 0.05
+    assert results[1].labels[0].score > 0.9
+    assert results[1].labels[0].frame == 29
+    (cut,) = [room.score(videos.video(odd, codec, container)[:-500], f"video/{container}")]
+    assert (cut.status, cut.reason, list(cut.labels)) == (UNSCANNABLE, "TRUNCATED", [])
 
 
 @pytest.mark.parametrize(

@@ -27,68 +27,18 @@ from seawall.perceptual_hashing.bank_store import BankStore
 from seawall.perceptual_hashing.reduction import prepare
 from seawall.perceptual_hashing.settings import BankSettings, PerceptualHashingSettings
 from seawall.runtime.content import ContentStore
-from seawall.runtime.decoding import DecodingSettings
 from seawall.runtime.settings import ContentSettings
 from tests.support import images
 from tests.support.bank_entries import card as bank_card
 from tests.support.bank_entries import entry as bank_entry
 from tests.support.bank_entries import flipped, wait_for
+from tests.support.hashing_room import LISTED, SIZE, UNLISTED, Room, card, original
 
 OK, UNSCANNABLE, ERROR = (
     signal_pb2.ITEM_STATUS_OK,
     signal_pb2.ITEM_STATUS_UNSCANNABLE,
     signal_pb2.ITEM_STATUS_ERROR,
 )
-#: The pictures that the test bank lists, and one that it does not.
-LISTED = ("chelsea", "coffee", "rocket")
-SIZE = (600, 460)
-UNLISTED = "camera"
-
-
-def card(name: str, pipeline: Pipeline, radius: int = 31) -> dict[str, Any]:
-    return {
-        "name": name,
-        "source": "benign stand-ins",
-        "version": "1",
-        "category": f"stand-in of {name}",
-        "pipeline": pipeline,
-        "radius": radius,
-        "licence": "CC0-1.0",
-    }
-
-
-def original(name: str) -> bytes:
-    return images.encode(images.photograph(name, SIZE), "PNG")
-
-
-class Room:
-    """The scorer over a content folder and a bank of stand-ins."""
-
-    def __init__(self, root: Path, pipeline: Pipeline = "512", **options: Any) -> None:
-        self.content = root / "content"
-        self.content.mkdir()
-        entries = [entry for name in LISTED for entry in banks.entries_of(name, original(name), pipeline)]
-        self.bank = banks.write(root / "banks" / "demo", card("demo", pipeline), entries)
-        # The process's tests decode in workers; here each test would start its own.
-        options.setdefault("decoding", DecodingSettings(isolated=False))
-        self.settings = PerceptualHashingSettings(
-            banks=BankSettings(folder=root / "banks", store=root / "store", required=["demo"]),
-            content=ContentSettings(allowed_prefixes=[self.content.as_uri() + "/"]),
-            **options,
-        )
-        self.scorer = scorer.load(self.settings)
-
-    def item(self, data: bytes, media_type: str = "") -> perceptual_hashing_pb2.HashItem:
-        digest = hashlib.sha256(data)
-        path = self.content / digest.hexdigest()
-        path.write_bytes(data)
-        ref = generation_pb2.ContentRef(
-            uri=path.as_uri(), sha256=digest.digest(), media_type=media_type, size_bytes=len(data)
-        )
-        return perceptual_hashing_pb2.HashItem(content=ref)
-
-    def score(self, data: bytes, media_type: str = "") -> signal_pb2.ItemResult:
-        return self.scorer.score(self.item(data, media_type))
 
 
 @pytest.fixture

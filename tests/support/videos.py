@@ -37,14 +37,14 @@ def panning(name: str, frames: int, step: int = 4) -> list[Pixels]:
 
 
 def video(frames: Iterable[Pixels], codec: str = "libx264", container: str = "mp4", **options: str) -> bytes:
-    """The frames as a file, good quality unless ``options`` of the encoder say otherwise."""
+    """The frames as a file, good quality unless ``options`` of encoder or container say otherwise."""
     return tracks([frames], codec, container, **options)
 
 
 def tracks(each: Sequence[Iterable[Pixels]], codec: str = "libx264", container: str = "mp4", **options: str) -> bytes:
     """A file with several picture tracks."""
     out = io.BytesIO()
-    with av.open(out, "w", format=container) as file:
+    with av.open(out, "w", format=container, container_options=options) as file:
         streams = []
         for frames in each:
             listed = list(frames)

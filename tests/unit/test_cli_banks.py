@@ -109,6 +109,30 @@ def test_a_bank_that_nobody_described_is_refused(tmp_path: Path) -> None:
         CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
+def test_videos_and_plug_ins_hashes_come_in_and_go_out_again(tmp_path: Path) -> None:
+    film = WORDS[:3].tobytes()
+    rows = [Entry("film", "vpdq", film), Entry("still", "photodna", bytes(range(144)))]
+    file = tmp_path / "list.csv"
+    file.write_bytes(to_csv(rows, ["photodna"]))
+    arguments = ["banks", "import", str(file), "--bank", "own", "--card", str(tmp_path / "card.yaml")]
+    with pytest.raises(Fatal, match=r"line 3: .*signal_types"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    (tmp_path / "card.yaml").write_text(CARD + "signal_types: [photodna]\nmin_listed_percent: 10\n")
+    digest = answer(*arguments[1:])["digest"]
+    assert run("export", "own").encode() == file.read_bytes()
+    assert run("diff", "own", file) == ""
+    # The same list as JSON; of another plug-in, which the card does not name, each record is told.
+    as_json = tmp_path / "list.json"
+    lines = [
+        {"entry_id": "film", "hashes": {"vpdq": [f"{word.tobytes().hex()},90,0.5" for word in WORDS[:3]]}},
+        {"entry_id": "still", "hashes": {"photodna": bytes(range(144)).hex()}},
+        {"entry_id": "typed", "hashes": {"photo_dna": "00"}},
+    ]
+    as_json.write_text("\n".join(map(json.dumps, lines)))
+    done = answer("import", as_json, "--bank", "own", status=3)
+    assert (done["changed"], done["unchanged"], len(done["refused"]), done["digest"]) == (0, 2, 1, digest)
+
+
 def test_a_confirmed_decision_lists_its_media_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = signal_pb2.ItemResult(item_id="output/0", status=signal_pb2.ITEM_STATUS_OK)
     item.hashes.add(hash_type="sha256", value=bytes(32), quality=100)

@@ -16,8 +16,9 @@ from seawall.perceptual_hashing.bank_index import BankIndex
 from seawall.perceptual_hashing.bank_store import BankStore
 from seawall.perceptual_hashing.flood import FloodSettings, FloodWatch
 from seawall.perceptual_hashing.hamming import Words
+from seawall.perceptual_hashing.hash_types import NEAR_EXACT
 from seawall.perceptual_hashing.live_banks import LiveBanks
-from seawall.perceptual_hashing.matcher import COUNTS, NEAR_EXACT, QUARANTINED, SUPPRESSED, Match, Matcher, contested
+from seawall.perceptual_hashing.matcher import COUNTS, QUARANTINED, SUPPRESSED, Match, Matcher, contested
 from seawall.perceptual_hashing.settings import BankSettings
 from tests.support.bank_entries import card, entry, flipped, random_words, removed, wait_for
 

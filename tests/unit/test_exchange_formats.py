@@ -83,6 +83,16 @@ def test_lines_of_signals(tmp_path: Path) -> None:
     assert PDQ[:16] not in records[0].entry_id, "a hash is no id: ids stand in matches"
 
 
+def test_videos_as_python_threatexchange_writes_them(tmp_path: Path) -> None:
+    frames = [f"{PDQ},100,0.000", f"{'00' * 32},49,1.000", f"{'ff' * 32},50,2.000"]
+    bad = [["x"], [f"{PDQ},100"], [f"{PDQ},10,0.1"], {"a": 1}, [f"{PDQ[:-2]},100,0.1"]]
+    lines = [f"vpdq {json.dumps(each)}" for each in (frames, *bad)]
+    records, refused = read(tmp_path, "signals", "\n".join(lines).encode())
+    assert [hashes(record) for record in records] == [{"vpdq": PDQ + "ff" * 32}], "a poor frame says nothing"
+    assert {one.reason for one in refused} <= {"BAD_VIDEO", "NOT_HEX", "BAD_LENGTH"}
+    assert len(refused) == len(bad)
+
+
 def ncmec_entry(number: int, **more: Any) -> NCMECEntryUpdate:
     fields: dict[str, Any] = {
         "id": f"image{number}",

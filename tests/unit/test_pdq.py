@@ -14,6 +14,7 @@ from PIL import Image
 
 from seawall.perceptual_hashing import borders, pdq, pdq_reference
 from seawall.perceptual_hashing.bank_card import Pipeline
+from seawall.perceptual_hashing.hash_types import MIN_QUALITY
 from seawall.perceptual_hashing.reduction import prepare
 from seawall.runtime import decoding
 from tests.support import images
@@ -44,7 +45,7 @@ def test_hashes_equal_the_reference_implementation() -> None:
         ours, theirs = pdq.hash_gray(gray), by_pip(gray)
         apart = distance(ours.value, theirs[0])
         far += apart > 0
-        if ours.quality >= pdq.MIN_QUALITY:
+        if ours.quality >= MIN_QUALITY:
             assert apart <= 2, gray.shape
         assert abs(ours.quality - theirs[1]) <= 1
     assert far <= len(pictures) // 100
@@ -60,7 +61,7 @@ def test_numpy_gives_the_same_bits_as_the_kernels() -> None:
     for gray in varied(30, 2, low=8):
         compiled = pdq.hash_gray(gray)
         value, quality = pdq_reference.hash_gray(gray)
-        assert distance(compiled.value, value) <= (2 if compiled.quality >= pdq.MIN_QUALITY else 256)
+        assert distance(compiled.value, value) <= (2 if compiled.quality >= MIN_QUALITY else 256)
         assert abs(compiled.quality - quality) <= 1
 
 
@@ -92,7 +93,7 @@ def test_the_eight_variants_are_those_of_the_turned_pictures() -> None:
 
 def test_plain_pictures_have_no_quality_and_photographs_have() -> None:
     assert pdq.hash_gray(np.full((200, 300), 77, np.uint8)).quality == 0
-    assert all(pdq.hash_gray(images.gray(name)).quality >= pdq.MIN_QUALITY for name in images.PHOTOGRAPHS)
+    assert all(pdq.hash_gray(images.gray(name)).quality >= MIN_QUALITY for name in images.PHOTOGRAPHS)
 
 
 def test_pictures_too_small_to_hash_say_so() -> None:

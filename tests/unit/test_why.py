@@ -268,7 +268,20 @@ def test_a_match_is_named_by_bank_entry_distance_and_variant_and_says_when_it_is
         disposition=signal_pb2.MATCH_DISPOSITION_SUPPRESSED,
         contested_by="benign/b",
     )
+    item.held_matches.add(
+        bank="films",
+        entry_id="f",
+        hash_type="vpdq",
+        distance=4,
+        variant="mirror/frame-37",
+        query_percent=3,
+        listed_percent=41,
+        disposition=signal_pb2.MATCH_DISPOSITION_PARTIAL,
+    )
+    item.held_matches.add(bank="licensed", entry_id="p", hash_type="photodna", distance=512)
     assert _findings(item).plain.splitlines() == [
         "known/e1 pdq distance 12, rot90, stand-in",
         "known/e2 pdq distance 20, original, suppressed, contested by benign/b",
+        "films/f vpdq distance 4, mirror/frame-37, 3 % of its frames, 41 % of the listed video's, partial",
+        "licensed/p photodna distance 512, original",
     ]

@@ -113,7 +113,8 @@ def verify(*, repair: bool, json_output: bool) -> None:
 
 def export(bank: str, out: Path | None) -> None:
     """Write a bank's entries as CSV, to a file or standard output."""
-    content = bank_entries.to_csv(bank_import.export(_store(), bank))
+    entries = list(bank_import.export(_store(), bank))
+    content = bank_entries.to_csv(entries, {entry.hash_type for entry in entries})
     if out is None:
         sys.stdout.write(content.decode())
         return

@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib import util
 from pathlib import Path
 
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from seawall.core.errors import Fatal
 
@@ -66,6 +66,9 @@ EDITS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
     "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.85),
     "smaller": lambda image: fit(image, max(image.size) * 3 // 4),
     "larger": lambda image: fit(image, max(image.size) * 4 // 3),
+    "mirrored": ImageOps.mirror,
+    "turned": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "framed": lambda image: ImageOps.expand(image, max(image.size) // 8, "white"),
 }
 
 #: Name → (Pillow's format, its options, IANA media type).

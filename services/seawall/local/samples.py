@@ -50,7 +50,9 @@ class Media(_Part):
     # Pixels of the longer side; 0: as it is.
     size: tuple[int, ...] = (0,)
     crop: tuple[Literal["whole", "left", "top"], ...] = ("whole",)
-    edit: tuple[Literal["none", "brighter", "darker", "smaller", "larger"], ...] = ("none",)
+    edit: tuple[Literal["none", "brighter", "darker", "smaller", "larger", "mirrored", "turned", "framed"], ...] = (
+        "none",
+    )
 
 
 class Category(_Part):

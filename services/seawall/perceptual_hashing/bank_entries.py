@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seawall.core.errors import Fatal
-from seawall.perceptual_hashing.hash_types import DIGEST_BYTES, HASH_BYTES, VPDQ, fault, is_plug_in
+from seawall.perceptual_hashing.hash_types import DIGEST_BYTES, HASH_BYTES, VPDQ, fault
 
 HEADER: Final = ("entry_id", "hash_type", "value")
 #: What else a hash may be of.
@@ -101,16 +101,12 @@ def rows(where: str, content: bytes, plug_ins: Collection[str] = ()) -> Iterable
     return _rows(where, content, set(), plug_ins)
 
 
-def to_csv(entries: Iterable[Entry]) -> bytes:
+def to_csv(entries: Iterable[Entry], plug_ins: Collection[str] = ()) -> bytes:
     """The file of ``entries``. Raises Fatal("BAD_BANK") for one that `read` would refuse."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(HEADER)
-    plug_ins = set()
-    for entry in entries:
-        writer.writerow((entry.entry_id, entry.hash_type, entry.value.hex()))
-        if is_plug_in(entry.hash_type):
-            plug_ins.add(entry.hash_type)
+    writer.writerows((entry.entry_id, entry.hash_type, entry.value.hex()) for entry in entries)
     content = out.getvalue().encode()
     read([("entries", content)], plug_ins)
     return content

@@ -19,9 +19,8 @@ from seawall.perceptual_hashing import bank_card, bank_changes, bank_entries
 from seawall.perceptual_hashing.bank_changes import MATCHED_STATES
 from seawall.perceptual_hashing.bank_entries import Entry
 from seawall.perceptual_hashing.bank_store import BankStore
-from seawall.perceptual_hashing.hash_types import DIGEST_BYTES, VPDQ
+from seawall.perceptual_hashing.hash_types import DIGEST_BYTES, MIN_QUALITY, VPDQ
 from seawall.perceptual_hashing.measured import PDQ_TYPES, frame_of
-from seawall.perceptual_hashing.pdq import MIN_QUALITY
 
 _BATCH: Final = 2_000
 

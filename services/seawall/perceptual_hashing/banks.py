@@ -23,8 +23,11 @@ from seawall.core.errors import Fatal
 from seawall.perceptual_hashing import bank_card, bank_entries, pdq_reference
 from seawall.perceptual_hashing.bank_card import CARD_FILE, BankCard, Pipeline
 from seawall.perceptual_hashing.bank_entries import Entries, Entry
+from seawall.perceptual_hashing.hash_types import MAX_LISTED_FRAMES, MIN_QUALITY, NEAR_EXACT, VPDQ
 from seawall.perceptual_hashing.reduction import prepare
-from seawall.runtime.decoding import decode_gray
+from seawall.runtime.decoding import decode_gray, iterate_frames
+from seawall.runtime.decoding.image_info import VIDEOS
+from seawall.runtime.decoding.inspection import sniff
 
 #: One file of entries is read into memory whole.
 MAX_FILE_BYTES: Final = 4 * 1024**3
@@ -98,7 +101,7 @@ def write(folder: Path, card: Mapping[str, Any], entries: Iterable[Entry]) -> Ba
     Raises:
         Fatal: as `load`; then nothing was changed.
     """
-    content = bank_entries.to_csv(entries)
+    content = bank_entries.to_csv(entries, card.get("signal_types", ()))
     digest = hashlib.sha256(content).hexdigest()
     # Named by its content, so that the card, replaced last and at once, always names a file that is whole.
     file = f"entries-{digest[:12]}.csv"
@@ -116,18 +119,38 @@ def write(folder: Path, card: Mapping[str, Any], entries: Iterable[Entry]) -> Ba
 
 
 def entries_of(entry_id: str, data: bytes, pipeline: Pipeline) -> list[Entry]:
-    """The entries that list one picture: its PDQ, SHA-256 and MD5.
+    """The entries that list one picture or video: its PDQ, or those of its frames, SHA-256 and MD5.
 
     Raises:
-        Unscannable: as `decode_gray`.
+        Unscannable: as `decode_gray`. Fatal: ``BAD_BANK``: none of a video's frames says enough to be listed.
     """
-    # The NumPy twin gives the same bits and compiles nothing: whoever lists a few pictures waits for no compiler.
-    value, _ = pdq_reference.hash_gray(prepare(decode_gray(data, min_side=None), pipeline))
+    if sniff(data) in VIDEOS:
+        perceptual = Entry(entry_id, VPDQ, _frames_of(entry_id, data, pipeline))
+    else:
+        # The NumPy twin gives the same bits and compiles nothing: whoever lists a few pictures waits for no compiler.
+        value, _ = pdq_reference.hash_gray(prepare(decode_gray(data, min_side=None), pipeline))
+        perceptual = Entry(entry_id, "pdq", value)
     return [
-        Entry(entry_id, "pdq", value),
+        perceptual,
         Entry(entry_id, "sha256", hashlib.sha256(data).digest()),
         Entry(entry_id, "md5", hashlib.md5(data, usedforsecurity=False).digest()),
     ]
+
+
+def _frames_of(entry_id: str, data: bytes, pipeline: Pipeline) -> bytes:
+    """Hashes of the frames that differ: one more than `NEAR_EXACT` bits from the one listed before."""
+    listed: list[bytes] = []
+    for frame in iterate_frames(data, "gray"):
+        value, quality = pdq_reference.hash_gray(prepare(frame.pixels, pipeline))
+        if quality >= MIN_QUALITY and (not listed or _apart(value, listed[-1]) > NEAR_EXACT):
+            listed.append(value)
+    if not listed:
+        raise Fatal("BAD_BANK", f"entry {entry_id}: no frame of the video says enough: list it by its digests")
+    return b"".join(listed[:MAX_LISTED_FRAMES])
+
+
+def _apart(one: bytes, other: bytes) -> int:
+    return (int.from_bytes(one) ^ int.from_bytes(other)).bit_count()
 
 
 def _read(path: Path, where: str) -> bytes:

@@ -10,6 +10,10 @@ from typing import Final
 DIGEST_BYTES: Final = {"sha256": 32, "sha1": 20, "md5": 16}
 #: Bytes of the hashes that have one length.
 HASH_BYTES: Final = {"pdq": 32, **DIGEST_BYTES}
+#: Quality of a PDQ hash below which it says little (plain colour, gradients): the reference's own floor for matching.
+MIN_QUALITY: Final = 50
+#: Bits of a PDQ hash within which a match is as good as the picture itself: re-encoding and scaling move it by so much.
+NEAR_EXACT: Final = 8
 #: A video: the PDQ hashes of its frames, one after the other.
 VPDQ: Final = "vpdq"
 MAX_LISTED_FRAMES: Final = 4096

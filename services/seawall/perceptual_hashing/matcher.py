@@ -27,12 +27,9 @@ from seawall.perceptual_hashing.bank_index import Part, Snapshot
 from seawall.perceptual_hashing.bank_segments import Segment, build_threads
 from seawall.perceptual_hashing.banks import Bank
 from seawall.perceptual_hashing.hamming import Words, to_words
-from seawall.perceptual_hashing.hash_types import DIGEST_BYTES, VPDQ, indexed
+from seawall.perceptual_hashing.hash_types import DIGEST_BYTES, NEAR_EXACT, VPDQ, indexed
 from seawall.perceptual_hashing.multi_index import permuted
 from seawall.perceptual_hashing.plug_in_hashes import PlugInHashes
-
-#: Bits within which a match is as good as the picture itself: re-encoding and scaling move a PDQ hash by so much.
-NEAR_EXACT: Final = 8
 
 COUNTS: Final = signal_pb2.MATCH_DISPOSITION_UNSPECIFIED
 SUPPRESSED: Final = signal_pb2.MATCH_DISPOSITION_SUPPRESSED

@@ -13,10 +13,8 @@ from seawall.runtime.decoding import Pixels
 
 HASH_BYTES: Final = 32
 HASH_BITS: Final = 256
-#: Below it a hash says little (plain colour, gradients): the reference's own floor for matching.
-MIN_QUALITY: Final = 50
 
-#: What was done to the listed picture to give ours; as `pdq_kernels.hash_dihedral` numbers them.
+#: What turns ours into the picture that is hashed; as `pdq_kernels.hash_dihedral` numbers them.
 _SLOTS: Final = (
     "original",  # as it is
     "transpose",

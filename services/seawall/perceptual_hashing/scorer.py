@@ -15,6 +15,7 @@ from seawall.core.errors import Retryable
 from seawall.perceptual_hashing import hashing, pdq, signal_types
 from seawall.perceptual_hashing.bank_card import Pipeline
 from seawall.perceptual_hashing.findings import Findings
+from seawall.perceptual_hashing.hash_types import MIN_QUALITY
 from seawall.perceptual_hashing.hashing import Hashed
 from seawall.perceptual_hashing.live_banks import ListedBanks, LiveBanks
 from seawall.perceptual_hashing.matcher import Matcher
@@ -119,7 +120,7 @@ def _add_hashed(found: Findings, matcher: Matcher, hashed: Hashed) -> None:
     if pipeline is None:
         for match in matcher.match_plug_in(hash_type, upright, quality):
             found.add_match(match, "original", picture)
-    elif quality >= pdq.MIN_QUALITY:
+    elif quality >= MIN_QUALITY:
         found.add_frame(pipeline, picture)
         for match in matcher.match(values, pipeline):
             found.add_match(match, pdq.VARIANTS[match.query], picture)

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from seawall.core.errors import Poison
-from seawall.perceptual_hashing.hash_types import HASH_BYTES, MAX_LISTED_FRAMES, VPDQ, fault
-from seawall.perceptual_hashing.pdq import MIN_QUALITY
+from seawall.perceptual_hashing.hash_types import HASH_BYTES, MAX_LISTED_FRAMES, MIN_QUALITY, VPDQ, fault
 
 #: Where a pull goes on: JSON values only, made by an exchange and understood by it alone.
 Checkpoint = Mapping[str, Any]

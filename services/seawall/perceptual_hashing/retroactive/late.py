@@ -18,8 +18,7 @@ from seawall.api.signal.v1 import signal_pb2
 from seawall.core import identity
 from seawall.perceptual_hashing import bank_changes
 from seawall.perceptual_hashing.findings import KNOWN_MATCH, percent
-from seawall.perceptual_hashing.hash_types import VPDQ
-from seawall.perceptual_hashing.matcher import NEAR_EXACT
+from seawall.perceptual_hashing.hash_types import NEAR_EXACT, VPDQ
 from seawall.perceptual_hashing.measured import PDQ_TYPES, all_turns, frame_of, is_pdq, name
 from seawall.perceptual_hashing.retroactive.entries import Change
 from seawall.perceptual_hashing.retroactive.window import comparable

@@ -14,7 +14,7 @@ class WindowSettings(Group):
     seconds: Seconds = 7 * 24 * 60 * 60
     # And with what was measured so long after: a replica of the hashing service may not have known it yet.
     overlap_seconds: Seconds = 60 * 60
-    # Hashes held in one process, about 50 bytes each; a picture has three. Beyond it the oldest go, and it is said.
+    # Hashes held in one process, about 60 bytes each; a picture has four. Beyond it the oldest go, and it is said.
     max_hashes: int = Field(default=3_000_000, ge=1_000)
     # New hashes of entries held in one process, about 70 bytes each. Beyond it the oldest go, and it is said.
     max_entries: int = Field(default=1_000_000, ge=1_000)

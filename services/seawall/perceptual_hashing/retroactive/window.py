@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from seawall.api.signal.v1 import signal_pb2
 from seawall.perceptual_hashing.hamming import Words
+from seawall.perceptual_hashing.hash_types import MIN_QUALITY
 from seawall.perceptual_hashing.measured import SENT_TURNS, is_pdq, sent_turns
-from seawall.perceptual_hashing.pdq import MIN_QUALITY
 from seawall.perceptual_hashing.retroactive.columns import Columns
 
 #: Words of a listed hash that are compared, by the type of the measured ones. Of a digest 16 bytes: what is found is

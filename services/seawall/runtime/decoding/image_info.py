@@ -16,7 +16,8 @@ class ImageInfo(NamedTuple):
     #: Pixels as stored, before ``orientation`` is applied.
     width: int
     height: int
-    #: 1 for a still. AVIF sequences and Matroska: 1 until they are opened, see ``frames``.
+    #: 1 for a still. AVIF sequences: 1 until they are opened, see ``frames``. Of a video those of all its picture
+    #: tracks; what an MP4 has in fragments is not counted.
     frames: int
     #: EXIF's number, 1 to 8: how the stored picture must be turned to stand upright. JPEG only; others are turned by
     #: their decoder.

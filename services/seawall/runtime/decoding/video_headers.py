@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -19,7 +20,8 @@ _BRANDS: Final = (
 _EBML: Final = b"\x1a\x45\xdf\xa3"
 _DOCTYPE, _SEGMENT, _CLUSTER = 0x4282, 0x18538067, 0x1F43B675
 _INFO, _TIMESTAMP_SCALE, _DURATION = 0x1549A966, 0x2AD7B1, 0x4489
-_TRACKS, _ENTRY, _VIDEO, _WIDTH, _HEIGHT = 0x1654AE6B, 0xAE, 0xE0, 0xB0, 0xBA
+_TRACKS, _ENTRY, _NUMBER, _VIDEO, _WIDTH, _HEIGHT = 0x1654AE6B, 0xAE, 0xD7, 0xE0, 0xB0, 0xBA
+_SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = 0xA3, 0xA0, 0xA1
 #: Boxes or elements of one level that are looked at; a real file has far fewer of those that are not skipped.
 _MAX_PARTS: Final = 100_000
 #: Where a visual sample entry has its width (ISO/IEC 14496-12, 12.1.3).
@@ -45,35 +47,41 @@ class _Part(NamedTuple):
 
 
 def mp4(data: bytes, limits: DecodingSettings) -> ImageInfo:
-    """ISO base media (ISO/IEC 14496-12) and QuickTime: sizes by every track's sample entries, frames by its stsz."""
+    """ISO base media (ISO/IEC 14496-12) and QuickTime: the largest size that any picture track's sample entries name,
+    and the samples of all of them. Those of fragments are not counted.
+    """
     width = height = frames = 0
     seconds = 0.0
-    found = False
+    index = False
     for box in _boxes(data, 0, len(data)):
         if box.kind != b"moov":
             continue
-        if found:
+        if index:
             raise corrupt("the video has two indexes")
-        found = True
+        index = True
         for part in _boxes(data, box.begin, box.end):
             if part.kind == b"mvhd":
                 seconds = max(seconds, _seconds(data, part))
-            if part.kind != b"trak":
-                continue
-            tables = list(_below(data, part, (b"mdia", b"minf", b"stbl")))
-            sizes = [size for table in tables if table.kind == b"stsd" for size in _sizes(data, table)]
-            if any(each.kind == b"vmhd" for each in _below(data, part, (b"mdia", b"minf"))):
+            if part.kind == b"trak" and _is_picture(data, part):
+                tables = list(_below(data, part, (b"mdia", b"minf", b"stbl")))
+                sizes = [size for table in tables if table.kind == b"stsd" for size in _sizes(data, table)]
                 width = max([width, *(w for w, _ in sizes)])
                 height = max([height, *(h for _, h in sizes)])
-                counts = [_number(data, table.begin + 8) for table in tables if table.kind in (b"stsz", b"stz2")]
-                frames = max([frames, *counts])
+                frames += sum(_number(data, table.begin + 8) for table in tables if table.kind in (b"stsz", b"stz2"))
                 headers = _below(data, part, (b"mdia",))
                 seconds = max([seconds, *(_seconds(data, each) for each in headers if each.kind == b"mdhd")])
-    if not found:
+    if not index:
         raise truncated("the video's boxes: its index is missing")
     if not (width and height):
         raise corrupt("the video has no picture track")
     return ImageInfo("mp4", width, height, max(1, frames), end=len(data), seconds=seconds)
+
+
+def _is_picture(data: bytes, track: _Part) -> bool:
+    return any(
+        part.kind == b"hdlr" and data[part.begin + 8 : part.begin + 12] == b"vide"
+        for part in _below(data, track, (b"mdia",))
+    )
 
 
 def _boxes(data: bytes, begin: int, end: int) -> Iterator[_Part]:
@@ -129,10 +137,11 @@ def _number(data: bytes, at: int) -> int:
 
 
 def matroska(data: bytes, limits: DecodingSettings) -> ImageInfo:
-    """Matroska and WebM (RFC 9559): sizes by every track, up to where a live recording's clusters begin."""
-    width = height = 0
+    """Matroska and WebM (RFC 9559): the largest size that any picture track names, and the blocks of all of them."""
+    width = height = end = 0
     seconds = 0.0
-    end = 0
+    blocks: Counter[int] = Counter()
+    pictures: set[int] = set()
     for top in _elements(data, 0, len(data)):
         if top.kind == int.from_bytes(_EBML, "big"):
             doctype = next((each for each in _elements(data, top.begin, top.end) if each.kind == _DOCTYPE), None)
@@ -141,56 +150,71 @@ def matroska(data: bytes, limits: DecodingSettings) -> ImageInfo:
         if top.kind != _SEGMENT:
             continue
         end = top.end
-        for part in _elements(data, top.begin, top.end):
+        # Clusters are walked into: those of a live recording do not say where they end.
+        for part in _elements(data, top.begin, top.end, into=_CLUSTER):
             if part.kind == _INFO:
                 seconds = max(seconds, _duration(data, part))
-            if part.kind == _TRACKS:
-                for w, h in _tracks(data, part):
+            elif part.kind == _TRACKS:
+                for number, w, h in _tracks(data, part):
+                    pictures.add(number)
                     width, height = max(width, w), max(height, h)
+            elif part.kind == _SIMPLE_BLOCK:
+                blocks[_vint(data, part.begin, part.end, marked=False)[0]] += 1
+            elif part.kind == _BLOCK_GROUP:
+                for each in _elements(data, part.begin, part.end):
+                    if each.kind == _BLOCK:
+                        blocks[_vint(data, each.begin, each.end, marked=False)[0]] += 1
     if not (width and height):
         raise corrupt("the video has no picture track")
-    return ImageInfo("matroska", width, height, 1, end=end, seconds=seconds)
+    frames = sum(blocks[number] for number in pictures)
+    return ImageInfo("matroska", width, height, max(1, frames), end=end, seconds=seconds)
 
 
-def _tracks(data: bytes, tracks: _Part) -> Iterator[tuple[int, int]]:
+def _tracks(data: bytes, tracks: _Part) -> Iterator[tuple[int, int, int]]:
+    """Number, width and height of each picture track."""
     for entry in _elements(data, tracks.begin, tracks.end):
-        if entry.kind == _ENTRY:
-            for video in _elements(data, entry.begin, entry.end):
-                if video.kind == _VIDEO:
-                    parts = {
-                        each.kind: int.from_bytes(data[each.begin : each.end], "big")
-                        for each in _elements(data, video.begin, video.end)
-                        if each.end - each.begin <= 8
-                    }
-                    yield parts.get(_WIDTH, 0), parts.get(_HEIGHT, 0)
+        if entry.kind != _ENTRY:
+            continue
+        parts = list(_elements(data, entry.begin, entry.end))
+        number = next((_value(data, each) for each in parts if each.kind == _NUMBER), 0)
+        for video in parts:
+            if video.kind == _VIDEO:
+                sizes = {each.kind: _value(data, each) for each in _elements(data, video.begin, video.end)}
+                yield number, sizes.get(_WIDTH, 0), sizes.get(_HEIGHT, 0)
+
+
+def _value(data: bytes, part: _Part) -> int:
+    return int.from_bytes(data[part.begin : min(part.end, part.begin + 8)], "big")
 
 
 def _duration(data: bytes, info: _Part) -> float:
     scale, duration = 1_000_000, 0.0
     for part in _elements(data, info.begin, info.end):
         length = part.end - part.begin
-        if part.kind == _TIMESTAMP_SCALE and length <= 8:
-            scale = int.from_bytes(data[part.begin : part.end], "big")
+        if part.kind == _TIMESTAMP_SCALE:
+            scale = _value(data, part)
         if part.kind == _DURATION and length in (4, 8):
             (duration,) = struct.unpack_from(">f" if length == 4 else ">d", data, part.begin)
     return duration * scale / 1e9
 
 
-def _elements(data: bytes, begin: int, end: int) -> Iterator[_Part]:
+def _elements(data: bytes, begin: int, end: int, into: int = 0) -> Iterator[_Part]:
+    """The elements of one level, and in the place of those of kind ``into`` what is in them."""
     for _ in range(_MAX_PARTS):
         if begin >= end:
             return
         kind, begin = _vint(data, begin, end, marked=True)
         size, begin = _vint(data, begin, end, marked=False)
         if size < 0:
-            # Unknown, as a live recording has it: to the end. What follows a cluster of this kind is not looked at.
+            # Unknown, as a live recording has it: to the end.
             size = end - begin
             if kind not in (_SEGMENT, _CLUSTER):
                 raise corrupt("an element of the video has no length")
         if begin + size > end:
             raise truncated("the video's elements")
-        yield _Part(kind, begin, begin + size)
-        begin += size
+        if kind != into:
+            yield _Part(kind, begin, begin + size)
+            begin += size
     raise corrupt("the video has more elements than any has")
 
 
