@@ -15,7 +15,7 @@ from seawall.api.decision.v1 import decision_pb2
 from seawall.cli import run, submit, terminal
 from seawall.cli.demo import _chosen
 from seawall.core.errors import Fatal
-from seawall.local.mesh import ROOMS, running
+from seawall.local.mesh import BESIDE, ROOMS, running
 from seawall.local.supervisor import State, Status
 
 
@@ -120,7 +120,7 @@ except SystemExit:
 
 def test_rooms_of_the_mesh_are_rooms_that_can_be_run() -> None:
     # These may be started beside a mesh; no decision waits for them.
-    assert set(run.ROOMS) - {"actor_history", "ledger"} == set(ROOMS)
+    assert set(run.ROOMS) - set(BESIDE) == set(ROOMS)
 
 
 def test_a_relay_runs_with_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:

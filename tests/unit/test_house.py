@@ -41,6 +41,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], set[str]]] = {
         {"seawall.prompt_scoring.evaluation.calibrate", "seawall.prompt_scoring.evaluation.generator"},
     ),
     "ledger": (("seawall.ledger",), {"seawall.ledger.engine", "seawall.ledger.queries"}),
+    "console": (("seawall.console",), {"seawall.console.service", "seawall.console.app"}),
     "models": (("seawall.local.models",), {"seawall.local.models.minilm"}),
     "local": (("seawall.local",), {"seawall.local.supervisor"}),
 }
@@ -225,6 +226,8 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("runtime/broker.py", "import faust", "No stream framework on the decision path"),
         ("runtime/broker.py", "import seawall.relay.stage", "rooms are strangers"),
         ("newroom.py", "", "rooms are strangers"),
+        ("console/now.py", "import seawall.ledger.writer", "The console reads"),
+        ("ledger/queries.py", "import seawall.console.shapes", "rooms are strangers"),
     ],
 )
 def test_an_import_across_the_walls_is_found(clone: Path, module: str, planted: str, contract: str) -> None:

@@ -1,0 +1,119 @@
+"""The console's pictures for the documents: `./scripts/screenshots [FOLDER]`.
+
+Starts the mesh with ledger and console, sends the demo's samples over some minutes, takes every page, light and dark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page
+
+from seawall.cli.reach import LocalSettings, topics_of
+from seawall.local import demo, demo_bank
+from seawall.local.demo import Summary
+from seawall.local.mesh import Mesh
+from seawall.local.platform import Platform
+from seawall.local.samples import stream
+from seawall.runtime.content import ContentStore
+from seawall.runtime.sealing import Sealer
+from tests.support import chromium
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docs" / "images" / "console"
+PORTIONS = 8
+#: Of all portions together, seconds.
+STROLL = float(os.environ.get("SEAWALL_SCREENSHOTS_SECONDS", "180"))
+PATIENCE = 60_000
+SIZE: Any = {"width": 1280, "height": 860}
+NARROW: Any = {"width": 390, "height": 844}
+
+
+async def main(folder: Path) -> None:
+    shared = Path(os.environ.get("SEAWALL_CACHE") or Path.home() / ".seawall")
+    with tempfile.TemporaryDirectory(prefix="seawall-screenshots-") as name:
+        home = Path(name)
+        os.environ["SEAWALL_HOME"] = str(home)
+        (home / "models").symlink_to(shared / "models")
+        await asyncio.to_thread(demo_bank.ensure, home / "banks")
+        environment = {"SEAWALL_HTTP__PORT": "0"}
+        async with Mesh.open(
+            home, environment=environment, cache=shared / "cache", beside=("ledger", "console")
+        ) as mesh:
+            settings = LocalSettings(kafka=mesh.kafka_settings)
+            sealer, store = Sealer.from_settings(settings.sealing), ContentStore(settings.content)
+            async with Platform.open(mesh.broker(), sealer, store, topics_of(settings)) as platform:
+                summaries = await send(platform, mesh.pids)
+            link = (home / "run" / "console.link").read_text("utf-8").strip()
+            await asyncio.to_thread(take, folder, link, examples(summaries))
+
+
+async def send(platform: Platform, pids: Any) -> list[Summary]:
+    """The samples, portion by portion, so that the sparklines have something to draw."""
+    samples, summaries = stream(), []
+    for number in range(PORTIONS):
+        began = time.monotonic()
+        summaries.append(await demo.run(platform, samples[number::PORTIONS], pids))
+        print(f"portion {number + 1} of {PORTIONS}", file=sys.stderr)
+        await asyncio.sleep(max(0.0, STROLL / PORTIONS - (time.monotonic() - began)))
+    return summaries
+
+
+def examples(summaries: list[Summary]) -> dict[str, str]:
+    """A generation of each outcome, by the outcome's name."""
+    found: dict[str, str] = {}
+    for summary in summaries:
+        for result in summary.results:
+            if result.decision is not None and result.decision.comparisons:
+                found[str(result.decision.outcome)] = result.generation_id
+    return found
+
+
+def take(folder: Path, link: str, generations: Mapping[str, str]) -> None:
+    """Every page, light and dark; the first one narrow too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    address = link.partition("/login")[0]
+    newest = generations[max(generations)]
+    pages = {
+        "now": "/",
+        "decisions": "/decisions?since=1h",
+        "decision": f"/decisions/{newest}",
+        "dead-letters": "/dead-letters",
+        "policies": "/policies",
+        "artefacts": "/artefacts",
+    }
+    file = Path(os.environ["SEAWALL_HOME"]) / "run" / "console.link"
+    with chromium.browser() as browser:
+        for scheme in ("light", "dark"):
+            context = browser.new_context(color_scheme=scheme, viewport=SIZE)
+            page = context.new_page()
+            page.goto(file.read_text("utf-8").strip())
+            page.screenshot(path=folder / f"sign-in-{scheme}.png", clip={"x": 0, "y": 0, "width": 1280, "height": 420})
+            page.get_by_role("button", name="Sign in").click()
+            page.get_by_role("heading", name="Now", level=1).wait_for()
+            for name, path in pages.items():
+                page.goto(address + path)
+                shoot(page, folder / f"{name}-{scheme}.png")
+            if scheme == "light":
+                page.set_viewport_size(NARROW)
+                page.goto(address)
+                page.screenshot(path=folder / "now-narrow.png")
+            context.close()
+
+
+def shoot(page: Page, file: Path) -> None:
+    """The page down to its end, a screen and a half at most."""
+    height = min(int(page.evaluate("document.documentElement.scrollHeight")), 1_280)
+    page.screenshot(path=file, full_page=True, clip={"x": 0, "y": 0, "width": SIZE["width"], "height": height})
+    print(file, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER))
