@@ -14,8 +14,10 @@ from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core import identity
 from seawall.relay import signals
+from seawall.relay.offsets import OffsetTracker
 from seawall.relay.signals import SignalWriter, match_replies
 from seawall.relay.stage import StageItem
+from seawall.relay.work import Work
 from tests.support.records import GENERATIONS, PROMPT, SIGNALS, generation
 
 
@@ -79,8 +81,8 @@ def test_a_signal_of_parts_is_the_whole(padding: int, offset: int) -> None:
     g = generation()
     item = StageItem("prompt", generation_pb2.NEXUS_ATTEMPT, prompt_scoring_pb2.PromptItem())
     record = FakeRecord(offset=offset)
-    common = writer.batch(answered, topic=GENERATIONS, batched=10, sent=20, produced=50, batch_size=1)
-    output = writer.scored(common, record, g, [item], match_replies(answered, 1), received=5, attempts=1)
+    work = Work(record, OffsetTracker(), g, [item], received=5, budget_end=0.0, attempts=1)
+    (output,) = writer.scored(answered, [work], batched=10, sent=20, produced=50)
 
     expected = signal_pb2.Signal(
         signal_id=identity.signal_id("g-1", 1, PROMPT),
@@ -108,3 +110,27 @@ def test_a_signal_of_parts_is_the_whole(padding: int, offset: int) -> None:
     assert control_pb2.JoinRecord.FromString(output.value or b"").signal == expected
     assert (output.topic, output.partition, output.key) == (SIGNALS, 3, b"g-1")
     assert list(output.headers) == [("traceparent", b"00-aa-bb-01")]
+
+
+def test_each_generation_of_a_batch_gets_its_own_items() -> None:
+    writer = SignalWriter(stage=PROMPT, topic=SIGNALS, instance="relay-0")
+
+    def work(generation_id: str, offset: int, *items: str) -> Work:
+        made = [StageItem(item, generation_pb2.NEXUS_MODEL_OUTPUT, prompt_scoring_pb2.PromptItem()) for item in items]
+        g = generation(generation_id)
+        return Work(FakeRecord(offset=offset), OffsetTracker(), g, made, received=offset, budget_end=0.0, attempts=2)
+
+    batch = [work("g-1", 7, "a", "b"), work("g-2", 300, "a"), work("g-3", 3_000_000, "a", "b", "c")]
+    # Nobody answered for the second of the first and the last of the third.
+    outputs = writer.scored(reply(4, 3, 2, 0), batch, batched=1, sent=2, produced=3)
+    signals_read = [control_pb2.JoinRecord.FromString(output.value or b"").signal for output in outputs]
+    assert [[(item.item_id, item.reason) for item in signal.items] for signal in signals_read] == [
+        [("a", "item 0"), ("b", signals.NO_REPLY)],
+        [("a", "item 2")],
+        [("a", "item 3"), ("b", "item 4"), ("c", signals.NO_REPLY)],
+    ]
+    assert [signal.generation_id for signal in signals_read] == ["g-1", "g-2", "g-3"]
+    assert [signal.generation_record.offset for signal in signals_read] == [7, 300, 3_000_000]
+    assert [signal.timings.received_unix_nano for signal in signals_read] == [7, 300, 3_000_000]
+    assert {signal.batch_size for signal in signals_read} == {3}
+    assert [output.key for output in outputs] == [b"g-1", b"g-2", b"g-3"]

@@ -32,8 +32,9 @@ from seawall.core.validate import generation_id_of, parse_generation
 from seawall.relay.dead_letters import DeadLetters, Fuse
 from seawall.relay.offsets import OffsetTracker
 from seawall.relay.settings import EngineSettings
-from seawall.relay.signals import SignalWriter, match_replies
-from seawall.relay.stage import Stage, StageItem, StageReply
+from seawall.relay.signals import SignalWriter
+from seawall.relay.stage import Stage, StageReply
+from seawall.relay.work import Work
 from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, TopicPartition
 from seawall.runtime.telemetry import BatchSpan, TraceContext
 
@@ -81,20 +82,6 @@ class Stats:
     diverted: int = 0
     batches: int = 0
     retries: int = 0
-
-
-@dataclass(slots=True)
-class Work:
-    """One generation on its way through."""
-
-    record: Record
-    tracker: OffsetTracker
-    generation: generation_pb2.Generation
-    items: Sequence[StageItem]
-    #: When it was read: Unix nanoseconds, and when its budget ends on the monotonic clock.
-    received: int
-    budget_end: float
-    attempts: int = 0
 
 
 @dataclass
@@ -272,7 +259,7 @@ class Engine:
             left = generation.deadline_time.seconds + generation.deadline_time.nanos / _NANOS - received / _NANOS
             budget_end = min(budget_end, self._monotonic() + left)
         self._in_flight += 1
-        work = Work(record, tracker, generation, items, received, budget_end, 0)
+        work = Work(record, tracker, generation, items, received, budget_end)
         if items:
             self._pending.append(work)
         elif self._stage.name in generation.required_stages:
@@ -403,32 +390,7 @@ class Engine:
         return request
 
     async def _emit(self, batch: list[Work], reply: StageReply, batched: int, sent: int) -> None:
-        results = match_replies(reply, sum(len(work.items) for work in batch))
-        common = self._writer.batch(
-            reply,
-            topic=self._topic,
-            batched=batched,
-            sent=sent,
-            produced=self._clock.now_nanos(),
-            batch_size=len(batch),
-        )
-        outputs = []
-        start = 0
-        for work in batch:
-            items = work.items
-            end = start + len(items)
-            outputs.append(
-                self._writer.scored(
-                    common,
-                    work.record,
-                    work.generation,
-                    items,
-                    results[start:end],
-                    received=work.received,
-                    attempts=work.attempts,
-                )
-            )
-            start = end
+        outputs = self._writer.scored(reply, batch, batched=batched, sent=sent, produced=self._clock.now_nanos())
         self.stats.batches += 1
         self.stats.scored += len(batch)
         self._fuse.passed(len(batch))
