@@ -53,7 +53,7 @@ def hash_gray(gray: Pixels) -> PdqHash:
     out = np.zeros(HASH_BYTES, np.uint8)
     if min(gray.shape) < MIN_SIDE:
         return PdqHash(out.tobytes(), 0)
-    quality = pdq_kernels.hash_original(gray, *_rows(gray.shape[0]), *_columns(gray.shape[1]), *_dct(), out)
+    quality = pdq_kernels.hash_original(gray, *bands(gray.shape[0]), *_columns(gray.shape[1]), dct(), out)
     return PdqHash(out.tobytes(), int(quality))
 
 
@@ -63,7 +63,7 @@ def hash_variants(gray: Pixels) -> PdqVariants:
     out = np.zeros((8, HASH_BYTES), np.uint8)
     if min(gray.shape) < MIN_SIDE:
         return PdqVariants(out, 0)
-    quality = pdq_kernels.hash_dihedral(gray, *_both(gray.shape[0], True), *_both(gray.shape[1], False), *_dct(), out)
+    quality = pdq_kernels.hash_dihedral(gray, *_both(gray.shape[0]), *_both(gray.shape[1]), dct(), out)
     return PdqVariants(out[_ORDER], int(quality))
 
 
@@ -82,25 +82,13 @@ def _checked(gray: Pixels) -> Pixels:
     return gray
 
 
-@lru_cache(maxsize=1)
-def _dct() -> tuple[Floats, Floats]:
-    return dct(), np.ascontiguousarray(dct().T)
-
-
-@lru_cache(maxsize=256)
-def _rows(length: int) -> tuple[Integers, Floats]:
-    axis = bands(length)
-    return axis.start, axis.weights
-
-
 @lru_cache(maxsize=256)
 def _columns(length: int) -> tuple[Integers, Floats]:
     axis = bands(length)
-    return axis.start[None].copy(), axis.weights_t[None].copy()
+    return axis.start[None], axis.weights[None]
 
 
 @lru_cache(maxsize=256)
-def _both(length: int, rows: bool) -> tuple[Integers, Floats]:
+def _both(length: int) -> tuple[Integers, Floats]:
     plain, mirrored = bands(length), mirrored_bands(length)
-    weights = [one.weights if rows else one.weights_t for one in (plain, mirrored)]
-    return np.stack([plain.start, mirrored.start]), np.stack(weights)
+    return np.stack([plain.start, mirrored.start]), np.stack([plain.weights, mirrored.weights])

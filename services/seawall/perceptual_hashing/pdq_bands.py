@@ -37,14 +37,12 @@ class Bands(NamedTuple):
     start: Integers
     #: (64, width): sample s is the sum over k of weights[s, k] * pixel[start[s] + k].
     weights: Floats
-    #: The same, (width, 64).
-    weights_t: Floats
 
     def mirrored(self, length: int) -> Bands:
         """The bands that sample the axis, ``length`` pixels long, read from its other end."""
         weights = np.ascontiguousarray(self.weights[:, ::-1])
         start = length - self.start - self.weights.shape[1]
-        return Bands(start, weights, np.ascontiguousarray(weights.T))
+        return Bands(start, weights)
 
 
 @lru_cache(maxsize=256)
@@ -63,7 +61,7 @@ def bands(length: int) -> Bands:
     for sample, weights in enumerate(rows):
         at = first[sample] - int(starts[sample])
         full[sample, at : at + len(weights)] = weights
-    return Bands(starts, full, np.ascontiguousarray(full.T))
+    return Bands(starts, full)
 
 
 @lru_cache(maxsize=256)
