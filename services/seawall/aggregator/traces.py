@@ -17,7 +17,6 @@ The relay's own batch span, which links to the generation, tells of the neighbou
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -30,6 +29,7 @@ from seawall.api.signal.v1 import signal_pb2
 from seawall.core.decide import Written
 from seawall.relay.observe import StreamObserver
 from seawall.runtime import metrics, telemetry
+from seawall.runtime.allowance import Allowance
 from seawall.runtime.topics import TopicNames
 
 _NANOS = 1_000_000_000
@@ -42,7 +42,7 @@ class AggregatorObserver(StreamObserver):
         super().__init__(room)
         self._names = names
         self._settings = settings
-        self._slow = _Allowance(settings.slow_per_second)
+        self._slow = Allowance(settings.slow_per_second)
 
     def decided(self, decisions: Sequence[Written]) -> None:
         """Count the decisions and trace those that are to be; the latency of those is recorded inside the trace."""
@@ -153,21 +153,3 @@ def _received(decision: decision_pb2.Decision) -> Iterator[int]:
 def _outcome_attributes(outcome: decision_pb2.Outcome.ValueType) -> Mapping[str, str]:
     """Not to be changed: they are shared."""
     return {metrics.OUTCOME: decision_pb2.Outcome.Name(outcome)}
-
-
-class _Allowance:
-    """So many a second, and a second's worth at once."""
-
-    def __init__(self, per_second: float) -> None:
-        self._per_second = per_second
-        self._left = per_second
-        self._at = time.monotonic()
-
-    def take(self) -> bool:
-        now = time.monotonic()
-        self._left = min(self._per_second, self._left + (now - self._at) * self._per_second)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True

@@ -25,6 +25,7 @@ from opentelemetry.trace import SpanKind
 
 from seawall.core.errors import Fatal
 from seawall.runtime import metric_export, metrics
+from seawall.runtime.allowance import Allowance
 from seawall.runtime.logging import get_logger
 from seawall.runtime.room_status import status
 from seawall.runtime.settings import TelemetrySettings
@@ -256,7 +257,7 @@ def install(exporters: Sequence[SpanExporter], settings: TelemetrySettings, reso
     for exporter in exporters:
         provider.add_span_processor(CountingProcessor(exporter, settings.span_queue_size))
     _state.provider = provider
-    _state.roots = _Allowance(settings.batch_spans_per_second)
+    _state.roots = Allowance(settings.batch_spans_per_second)
     _state.tracer = provider.get_tracer("seawall")
 
 
@@ -369,30 +370,10 @@ class SpansFile(SpanExporter):
         }
 
 
-class _Allowance:
-    """So many a second, on average; what a quiet second left over may be taken in the next."""
-
-    def __init__(self, per_second: float) -> None:
-        self._per_second = per_second
-        self._left = max(per_second, 1.0)
-        self._looked = time.monotonic()
-
-    def take(self) -> bool:
-        """Whether one more is allowed now."""
-        now = time.monotonic()
-        most = max(self._per_second, 1.0)
-        self._left = min(most, self._left + (now - self._looked) * self._per_second)
-        self._looked = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
-
-
 class _State:
     """What `setup` installed. One a process, as logs are."""
 
-    roots = _Allowance(1.0)
+    roots = Allowance(1.0)
     provider: TracerProvider | None = None
     tracer: trace.Tracer | None = None
     status_server: StatusServer | None = None
