@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from seawall.local import photographs
@@ -16,6 +17,7 @@ from seawall.local.demo import Summary
 from seawall.local.mesh import ROOMS
 from seawall.runtime.topics import TopicNames
 from tests.e2e.conftest import UpMesh, logs_of
+from tests.support import videos
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -99,6 +101,19 @@ def test_why_names_the_turn_of_a_copy(mesh: UpMesh, tmp_path: Path) -> None:
     said = " ".join(mesh.seawall("why", submitted["generation_id"]).stdout.split())
     assert "demo/coffee pdq distance" in said
     assert "rot270/stripped" in said
+
+
+def test_a_listed_picture_in_one_frame_of_a_video_is_found_and_named(mesh: UpMesh, tmp_path: Path) -> None:
+    listed = photographs.picture("coffee")
+    frames = [np.asarray(photographs.picture("brick").resize(listed.size))] * 24
+    frames[13] = np.asarray(listed)
+    path = tmp_path / "film.webm"
+    path.write_bytes(videos.video(frames, "libvpx-vp9", "webm"))
+    submitted = mesh.seawall_json("submit", "--image", str(path))
+    assert submitted["outcome"] == "BLOCK_AND_REPORT"
+    said = " ".join(mesh.seawall("why", submitted["generation_id"]).stdout.split())
+    assert "demo/coffee pdq distance" in said
+    assert "original/frame-13" in said
 
 
 def test_why_of_an_unknown_id_says_so_in_one_line(mesh: UpMesh) -> None:

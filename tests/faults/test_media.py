@@ -107,17 +107,18 @@ def test_hostile_files(tmp_path: Path, stage: str) -> None:
 
 
 def test_the_largest_files_that_are_allowed(tmp_path: Path) -> None:
-    """F29: pictures just below every cap are scanned, and memory stays under its cap."""
+    """F29: pictures and a video just below every cap are scanned, and memory stays under its cap."""
     large = [
         (images.encode(images.plain(5_000, 5_000), "PNG", compress_level=1), "image/png"),
         (images.encode(images.plain(10_000, 10_000)), "image/jpeg"),
         (images.encode(images.plain(5_000, 4_900), "WEBP"), "image/webp"),
         (images.gif_of_frames(1_000, 300), "image/gif"),
+        (videos.repeated(videos.picture("chelsea", (3840, 2160)), 60), "video/mp4"),
     ]
     with media_service("perceptual_hashing", tmp_path) as service:
         results = service.send([*large, NEIGHBOUR] * 2, timeout=120)
-        assert [(one.status, one.reason) for one in results] == [(OK, "")] * 10
-        assert unharmed("perceptual_hashing", results[4])
+        assert [(one.status, one.reason) for one in results] == [(OK, "")] * 12
+        assert unharmed("perceptual_hashing", results[5])
         most, of_workers = service.peaks()
         assert most < SERVICE_BYTES
         assert max(of_workers) < WORKER_BYTES + DEFAULT_LIMITS.memory_bytes

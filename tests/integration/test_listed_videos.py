@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seawall.api.bank.v1 import bank_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Fatal
-from seawall.perceptual_hashing import banks
+from seawall.perceptual_hashing import bank_changes, banks
 from seawall.perceptual_hashing.bank_entries import Entry
+from seawall.perceptual_hashing.bank_store import BankStore
+from seawall.perceptual_hashing.findings import MAX_MATCHES
 from tests.support import images
+from tests.support.bank_entries import card as bank_card
 from tests.support.hashing_room import Room
 from tests.support.videos import RATE, Pixels, panning, picture, still, video
 
@@ -171,3 +175,22 @@ def test_the_hashes_of_a_long_video_are_kept_from_its_whole_length(room: Room) -
     assert places[-1] >= len(other())
     assert all(len(hash_.turned) == 96 for hash_ in pictures)
     assert result.ByteSize() < 8_000
+
+
+def test_a_crowd_of_matches_that_do_not_count_hides_none_that_does(room: Room) -> None:
+    """A hundred entries nearer, all quarantined, and one further away that is not."""
+    file = images.encode(Image.fromarray(FRAMES[-1]), "PNG")
+    value = int.from_bytes(banks.entries_of("it", file, "512")[0].value)
+    near, far = ((value ^ ((1 << bits) - 1)).to_bytes(32) for bits in (12, 30))
+    store = BankStore(room.settings.banks.store)
+    held = [
+        bank_changes.listed("crowd", f"e{k}", {"pdq": near}, origin="test", state=bank_pb2.ENTRY_STATE_QUARANTINED)
+        for k in range(100)
+    ]
+    store.apply([bank_card("crowd"), *held])
+    room.list_bank("films", [Entry("film", "pdq", far)])
+    result = room.score(file)
+    assert [(match.bank, match.distance) for match in result.matches] == [("films", 30)]
+    assert labels(result) == {"known_match": 1.0}
+    assert len(result.held_matches) == MAX_MATCHES - 1
+    store.close()

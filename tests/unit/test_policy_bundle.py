@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from seawall.aggregator.settings import AggregatorSettings
 from seawall.api.decision.v1 import decision_pb2
+from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Fatal
 from seawall.core.policy import Policy, cases
 from seawall.core.policy.archive import Archive, find_bundle
 from seawall.core.policy.compare import compare
-from tests.support.records import CLASSIFICATION, PROMPT, generation, signal
+from tests.support.records import CLASSIFICATION, HASHING, PROMPT, generation, signal
 
 DEFAULT: Path = AggregatorSettings().policy
 THRESHOLDS = {
@@ -165,6 +166,15 @@ def test_rules_that_could_never_decide(tmp_path: Path, rules: list[dict[str, Any
 )  # fmt: skip
 def test_rules_that_can_decide_are_left_alone(tmp_path: Path, rules: list[dict[str, Any]]) -> None:
     assert Policy(bundle(tmp_path, *rules)).digest
+
+
+@pytest.mark.parametrize(("share", "outcome"), [(49, "ALLOW"), (50, "BLOCK")])
+def test_a_rule_may_ask_how_much_of_a_listed_video_was_found(tmp_path: Path, share: int, outcome: str) -> None:
+    policy = Policy(bundle(tmp_path, rule("most-of-it", "evidence.matches.exists(m, m.listed_percent >= 50u)")))
+    g = generation(media=1)
+    match = signal_pb2.BankMatch(bank="b", hash_type="vpdq", query_percent=3, listed_percent=share)
+    verdict = policy.judge(g, [signal(g, HASHING, offset=0, matches=[match])], [])
+    assert decision_pb2.Outcome.Name(verdict.outcome).removeprefix("OUTCOME_") == outcome
 
 
 # ---- modes, errors, the guard ----------------------------------------------------------------------------------------

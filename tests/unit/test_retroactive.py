@@ -314,6 +314,19 @@ async def test_a_listed_video_is_found_with_both_shares(lane: Lane, needs: int, 
     ] == ([("vpdq", "original/frame-1", 4, 34, 50)] if found else [])
 
 
+async def test_hashes_of_a_wrong_length_cost_themselves_alone(lane: Lane) -> None:
+    odd = signal_pb2.ItemHash(hash_type="pdq", value=PDQ + b"more", quality=100, turned=b"short", picture="frame-1")
+    equal = signal_pb2.ItemHash(hash_type="photodna", value=bytes(144), quality=0)
+    await lane.change(card())
+    await lane.measure("g-1", bytes(32), hash_type="sha256", more=[odd, equal])
+    await lane.list_entry("entry-1", pdq=PDQ[:31], sha256=bytes(32), photodna=bytes(144), vpdq=PDQ[:16])
+    await lane.list_entry("entry-2", pdq=flipped(PDQ, 2))
+    async with lane.room(seen := Watch()) as room:
+        await lane.settled(seen, room)
+    found = sorted((m.entry_id, m.hash_type, m.distance) for one in lane.late() for m in one.items[0].matches)
+    assert found == [("entry-1", "sha256", 0), ("entry-2", "pdq", 2)]
+
+
 async def test_several_entries_of_one_open_generation_all_count(lane: Lane) -> None:
     """The picture was hashed, another stage is still at work: the late signals join, each of them."""
     await lane.change(card(), card("other"))

@@ -79,10 +79,10 @@ def submit(
         typer.Option(metavar="TEXT", help="An earlier turn of the conversation; repeatable."),
     ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A picture that the model made; repeatable.")
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture or video that the model made; repeatable.")
     ] = None,
     input_image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A picture that the user uploaded; repeatable.")
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture or video that the user uploaded; repeatable.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the decision.")] = 60.0,
     json_output: Json = False,

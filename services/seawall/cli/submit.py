@@ -40,6 +40,11 @@ _MEDIA_TYPES = {
     ".webp": "image/webp",
     ".gif": "image/gif",
     ".avif": "image/avif",
+    ".mp4": "video/mp4",
+    ".m4v": "video/mp4",
+    ".mov": "video/quicktime",
+    ".webm": "video/webm",
+    ".mkv": "video/x-matroska",
 }
 
 
@@ -60,13 +65,12 @@ def submit(
         raise Fatal("NOTHING_TO_SCAN", "nothing to send: give --prompt, --image or --input-image")
     uploads = [_upload(path, generation_pb2.NEXUS_UPLOADED_INPUT) for path in input_images]
     uploads += [_upload(path, generation_pb2.NEXUS_MODEL_OUTPUT) for path in images]
-    pictures = bool(uploads)
     submission = Submission(
         prompt=prompt,
         negative_prompt=negative_prompt,
         turns=turns,
         uploads=uploads,
-        modality=generation_pb2.MODALITY_IMAGE if pictures else generation_pb2.MODALITY_TEXT,
+        modality=_modality(uploads),
     )
     generation_id = f"submit-{secrets.token_hex(6)}"
     started = time.monotonic()
@@ -84,11 +88,17 @@ async def _submit(settings: LocalSettings, submission: Submission, generation_id
         return followed
 
 
+def _modality(uploads: Sequence[Upload]) -> generation_pb2.Modality.ValueType:
+    if any(upload.media_type.startswith("video/") for upload in uploads):
+        return generation_pb2.MODALITY_VIDEO
+    return generation_pb2.MODALITY_IMAGE if uploads else generation_pb2.MODALITY_TEXT
+
+
 def _upload(path: Path, nexus: generation_pb2.Nexus.ValueType) -> Upload:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise Fatal("UNREADABLE_FILE", f"{path}: {error.strerror}: give the path of a picture") from error
+        raise Fatal("UNREADABLE_FILE", f"{path}: {error.strerror}: give the path of a picture or a video") from error
     return Upload(data, _MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream"), nexus)
 
 

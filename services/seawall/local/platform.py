@@ -42,7 +42,7 @@ _ITEM_PREFIX = {
 
 
 class Upload(NamedTuple):
-    """One picture of a submission. ``media_type`` is what the platform declares."""
+    """One picture or video of a submission. ``media_type`` is what the platform declares."""
 
     data: bytes
     media_type: str

@@ -82,7 +82,7 @@ def read(files: Iterable[tuple[str, bytes]], plug_ins: Collection[str] = ()) -> 
     ids: list[str] = []
     digests: dict[str, dict[bytes, tuple[str, ...]]] = {kind: {} for kind in DIGEST_BYTES}
     others: list[Entry] = []
-    seen: set[tuple[str, str]] = set()
+    seen: dict[str, set[str]] = {}
     for where, content in files:
         for entry in _rows(where, content, seen, plug_ins):
             if entry.hash_type == "pdq":
@@ -98,7 +98,7 @@ def read(files: Iterable[tuple[str, bytes]], plug_ins: Collection[str] = ()) -> 
 
 def rows(where: str, content: bytes, plug_ins: Collection[str] = ()) -> Iterable[Entry]:
     """The rows of one file. Raises Fatal("BAD_BANK"), naming the line and the mend, when it comes to a bad one."""
-    return _rows(where, content, set(), plug_ins)
+    return _rows(where, content, {}, plug_ins)
 
 
 def to_csv(entries: Iterable[Entry], plug_ins: Collection[str] = ()) -> bytes:
@@ -112,7 +112,7 @@ def to_csv(entries: Iterable[Entry], plug_ins: Collection[str] = ()) -> bytes:
     return content
 
 
-def _rows(where: str, content: bytes, seen: set[tuple[str, str]], plug_ins: Collection[str]) -> Iterable[Entry]:
+def _rows(where: str, content: bytes, seen: dict[str, set[str]], plug_ins: Collection[str]) -> Iterable[Entry]:
     known = (*HASH_BYTES, VPDQ, *plug_ins)
     try:
         text = content.decode("ascii")
@@ -142,9 +142,10 @@ def _rows(where: str, content: bytes, seen: set[tuple[str, str]], plug_ins: Coll
             raise _bad(where, number, "value must be hex digits only")
         if wrong := fault(kind, len(raw)):
             raise _bad(where, number, wrong)
-        if (kind, entry_id) in seen:
+        of_kind = seen.setdefault(kind, set())
+        if entry_id in of_kind:
             raise _bad(where, number, f"entry {entry_id} has a second {kind} hash: give each picture an id of its own")
-        seen.add((kind, entry_id))
+        of_kind.add(entry_id)
         yield Entry(entry_id, kind, raw)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from seawall.api.signal.v1 import signal_pb2
 from seawall.perceptual_hashing import measured
@@ -43,6 +43,15 @@ class _Video:
         if match.disposition != SUPPRESSED:
             self.frames.add(frame)
             self.listed.add(match.listed_frame)
+
+
+class _Found(NamedTuple):
+    """A match as it is told."""
+
+    match: Match
+    variant: str
+    query_percent: int = 0
+    listed_percent: int = 0
 
 
 class Findings:
@@ -87,12 +96,11 @@ class Findings:
         for of_type in self._hashes.values():
             result.hashes.extend(measured.spread(list(of_type.values()), MAX_HASHES))
         counted = False
-        found = [(match, variant, 0, 0) for match, variant in self._matches.values()]
+        found = [_Found(self._held_against(match), variant) for match, variant in self._matches.values()]
         found += [self._shares(video) for video in self._videos.values()]
-        found.sort(key=lambda one: (one[0].distance, one[0].bank.name, one[0].entry_id, one[0].hash_type))
+        # What counts comes first: a crowd of matches that do not must not hide it.
+        found.sort(key=_order)
         for match, variant, query_percent, listed_percent in found[:MAX_MATCHES]:
-            if self.benign is not None and not match.contested_by:
-                match = contested(match, self.benign)
             match = observe(match, content)
             counts = match.disposition == COUNTS
             counted |= counts
@@ -116,18 +124,28 @@ class Findings:
             result.labels.add(label=KNOWN_MATCH, score=1.0 if counted else 0.0)
         return result
 
-    def _shares(self, video: _Video) -> tuple[Match, str, int, int]:
-        match, bank = video.nearest, video.nearest.bank
+    def _held_against(self, match: Match) -> Match:
+        if self.benign is None or match.contested_by:
+            return match
+        return contested(match, self.benign)
+
+    def _shares(self, video: _Video) -> _Found:
+        match, bank = self._held_against(video.nearest), video.nearest.bank
         query = percent(len(video.frames), len(self._frames.get(bank.pipeline, ())))
         listed = percent(len(video.listed), match.listed_frames)
         if match.disposition == COUNTS and (query < bank.min_query_percent or listed < bank.min_listed_percent):
             match = match._replace(disposition=PARTIAL)
-        return match, video.variant, query, listed
+        return _Found(match, video.variant, query, listed)
 
 
 def percent(part: int, whole: int) -> int:
     """Rounded up: a part is never none."""
     return -(-100 * part // whole) if whole else 0
+
+
+def _order(found: _Found) -> tuple[bool, int, str, str, str]:
+    match = found.match
+    return match.disposition != COUNTS, match.distance, match.bank.name, match.entry_id, match.hash_type
 
 
 def _rank(match: Match) -> tuple[bool, int]:

@@ -37,7 +37,7 @@ def is_pdq(hash_type: str) -> bool:
 def sent_turns(measured: signal_pb2.ItemHash) -> npt.NDArray[np.uint8]:
     """The PDQ hashes of SENT_TURNS, uint8 (4, 32); the first alone, (1, 32), where no others were measured."""
     whole = len(measured.turned) == _BYTES * (len(SENT_TURNS) - 1)
-    joined = measured.value + measured.turned if whole else measured.value
+    joined = measured.value[:_BYTES] + (measured.turned if whole else b"")
     return np.frombuffer(joined, np.uint8).reshape(-1, _BYTES)
 
 

@@ -18,8 +18,8 @@ from seawall.api.signal.v1 import signal_pb2
 from seawall.core import identity
 from seawall.perceptual_hashing import bank_changes
 from seawall.perceptual_hashing.findings import KNOWN_MATCH, percent
-from seawall.perceptual_hashing.hash_types import NEAR_EXACT, VPDQ
-from seawall.perceptual_hashing.measured import PDQ_TYPES, all_turns, frame_of, is_pdq, name
+from seawall.perceptual_hashing.hash_types import DIGEST_BYTES, NEAR_EXACT, VPDQ, fault
+from seawall.perceptual_hashing.measured import PDQ_TYPES, all_turns, frame_of, name
 from seawall.perceptual_hashing.retroactive.entries import Change
 from seawall.perceptual_hashing.retroactive.window import comparable
 
@@ -113,11 +113,13 @@ def _matches(
         if one.hash_type == wanted and comparable(one)
         for variant, value in all_turns(one)
     ]
-    digests = {(one.hash_type, one.value) for one in item.hashes if not is_pdq(one.hash_type)}
+    digests = {(one.hash_type, one.value) for one in item.hashes if one.hash_type in DIGEST_BYTES}
     # A negative bank that lists these very bytes speaks against whatever they look like.
     known = next((benign[key].entry for key in sorted(digests) if key in benign), "")
     found = []
     for listed in entry.hashes:
+        if fault(listed.hash_type, len(listed.value)):
+            continue  # no store takes it
         match = signal_pb2.BankMatch(
             bank=entry.bank,
             entry_id=entry.entry_id,

@@ -119,6 +119,7 @@ def _decoded(container: Any, info: ImageInfo, limits: DecodingSettings) -> Gener
     if not tracks:
         raise corrupt("the video has no picture track")
     packets = 0
+    begin: float | None = None
     for packet in container.demux(*tracks):
         packets += packet.size > 0
         if packet.is_corrupt:
@@ -126,8 +127,11 @@ def _decoded(container: Any, info: ImageInfo, limits: DecodingSettings) -> Gener
         for frame in packet.decode():
             if frame.is_corrupt:
                 raise corrupt("a frame of the video is damaged")
-            if frame.time is not None and frame.time > limits.max_video_seconds:
-                raise too_long(limits)
+            if frame.time is not None:
+                # Some recordings begin at the hour they were made.
+                begin = frame.time if begin is None else begin
+                if frame.time - begin > limits.max_video_seconds:
+                    raise too_long(limits)
             yield frame
     if packets < info.frames:
         # Where the container is broken, FFmpeg may pass over a part of it in silence.
