@@ -67,7 +67,7 @@ class RelayObserver(StreamObserver):
         }
 
     def batch(self, records: Sequence[Record]) -> telemetry.BatchSpan:
-        """A span around the batch, linked to the traces of its generations; recorded for some of them, and if it fails."""
+        """A span around the batch, linked to the traces of its generations; some are recorded, and all that fail."""
         return telemetry.batch_span(
             self._span_name,
             SpanKind.CONSUMER,
