@@ -24,7 +24,7 @@ class PromptScoringStage:
         has_prompt, has_negative = generation.HasField("prompt"), generation.HasField("negative_prompt")
         if not (has_prompt or has_negative):
             return ()
-        # Field by field: twice as fast as naming them to the constructor, and every event passes here.
+        # Field by field: a third cheaper than as keywords of the constructor, and every event passes here.
         message = prompt_scoring_pb2.PromptItem()
         message.generation_id = generation.generation_id
         # An absent text must stay absent: an empty SealedText does not open.
