@@ -18,8 +18,8 @@ import grpc
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
+from seawall.prompt_scoring.stage import STAGE
 from seawall.relay.run import run as run_relay
-from seawall.relay.stage import StageItem
 from seawall.runtime import topics
 from seawall.runtime.broker import Output, TopicPartition, TopicSpec
 from seawall.runtime.kafka import KafkaBroker
@@ -29,21 +29,7 @@ from tests.bench.harness import Report, child, cpu_seconds, create_topics, kafka
 EVENTS = 120_000
 PARTITIONS = 4
 BATCH = 64
-_METHOD = "/seawall.api.prompt_scoring.v1.PromptScoringService/ScorePrompts"
 _ECHO = "/seawall.bench.Echo/Echo"
-
-
-class EchoStage:
-    """prompt_scoring's shape, in front of a service that scores nothing."""
-
-    name = "prompt_scoring"
-    method = _METHOD
-    request_type = prompt_scoring_pb2.ScorePromptsRequest
-    response_type = prompt_scoring_pb2.ScorePromptsResponse
-
-    def items(self, generation: generation_pb2.Generation) -> Sequence[StageItem]:
-        message = prompt_scoring_pb2.PromptItem(generation_id=generation.generation_id, prompt=generation.prompt)
-        return [StageItem("prompt", generation_pb2.NEXUS_ATTEMPT, message)]
 
 
 async def run(report: Report) -> None:
@@ -150,7 +136,7 @@ async def _echo(address: str) -> None:
         response_serializer=prompt_scoring_pb2.ScorePromptsResponse.SerializeToString,
     )
     server = grpc.aio.server()
-    for method, handler in ((_METHOD, typed), (_ECHO, unary(echo))):
+    for method, handler in ((STAGE.method, typed), (_ECHO, unary(echo))):
         service, name = method[1:].split("/")
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
     server.add_insecure_port(address)
@@ -196,4 +182,4 @@ if __name__ == "__main__":
     elif role == "raw":
         asyncio.run(_raw())
     else:
-        run_relay(EchoStage())
+        run_relay(STAGE)

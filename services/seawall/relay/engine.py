@@ -378,15 +378,11 @@ class Engine:
         return batch
 
     def _request(self, batch: list[Work]) -> Any:
+        messages: list[Any] = [item.message for work in batch for item in work.items]
+        for number, message in enumerate(messages):
+            message.id = number
         request = self._stage.request_type()
-        items = request.items
-        number = 0
-        for work in batch:
-            for item in work.items:
-                message: Any = item.message
-                message.id = number
-                items.append(message)
-                number += 1
+        request.items.extend(messages)
         return request
 
     async def _emit(self, batch: list[Work], reply: StageReply, batched: int, sent: int) -> None:

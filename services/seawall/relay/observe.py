@@ -1,4 +1,4 @@
-"""What a room of the stream path tells the outside: logs, metrics, one span a batch, the ready file."""
+"""What a room of the stream path tells the outside: logs, metrics, spans of batches, the ready file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RelayObserver(StreamObserver):
         }
 
     def batch(self, records: Sequence[Record]) -> telemetry.BatchSpan:
-        """One span for the batch, linked to the traces of its generations."""
+        """A span around the batch, linked to the traces of its generations; some are recorded, and all that fail."""
         return telemetry.batch_span(
             self._span_name,
             SpanKind.CONSUMER,

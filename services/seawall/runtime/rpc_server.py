@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import threading
 from collections.abc import Callable
@@ -231,6 +232,9 @@ async def _run(
         if asked.is_set():
             return
         scorer = loading.result()
+        # What has been loaded lives to the end: a full collection would look through all of it while callers wait.
+        gc.collect()
+        gc.freeze()
         batches = BatchService(method, request_type, response_type, scorer, settings.rpc_server, settings.instance)
         await server.ready(batches)
         tasks.append(asyncio.ensure_future(server.watch()))

@@ -1,4 +1,4 @@
-"""Tracing: W3C trace context through Kafka headers and gRPC metadata, one span a batch, and their export.
+"""Tracing: W3C trace context through Kafka headers and gRPC metadata, spans of batches, and their export.
 
 The trace context always travels, whether or not anything is recorded. Spans go to an OTLP collector, to a file of JSON
 lines, to both or nowhere; what does not fit their queue is dropped and counted, never waited for.
