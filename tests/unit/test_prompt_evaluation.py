@@ -143,7 +143,7 @@ def test_the_regression_separates_what_can_be_separated() -> None:
 
 
 def test_syntax_is_one_distance_and_three_facts() -> None:
-    window = Window("a b", "a", "en", 4, "undressing_request", minor_last=True, apart=False)
+    window = Window("a b", "a", "en", 4, "undressing_request", minor_last=True, apart=False, frame="a b")
     assert syntax(window).tolist() == pytest.approx([0, 0, 0.3, 0, 0, 0.3, 0.3, 0])
     assert len(syntax(window)) == SYNTAX_FEATURES
     far = window._replace(distance=400, concept="sexual_context", minor_last=False, apart=True)

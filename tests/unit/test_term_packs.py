@@ -233,3 +233,17 @@ def test_bundled_packs_know_the_other_senses(bundled: TermSet, text: str) -> Non
 def test_another_sense_nearby_does_not_hide_the_first(bundled: TermSet) -> None:
     hits = found(bundled, "song in A minor; explicit image of a minor")
     assert [text for concept, text in hits if concept == "minor_reference"] == ["minor"]
+
+
+def test_a_pattern_that_asks_where_a_text_begins_is_not_lost_when_views_are_searched_together(tmp_path: Path) -> None:
+    term_set = TermSet([term_packs.stamp(make_pack(tmp_path / "p", terms("coercion", "^ statue")))])
+    several = views("statue in a g\u200barden", term_set.spelling)
+    assert len(several) > 1
+    assert not term_set.none_in(several)
+
+
+def test_views_without_a_term_are_passed_over_together(pack: Path) -> None:
+    term_set = TermSet([term_packs.stamp(pack)])
+    assert term_set.none_in(views("a qu\u200biet harbour", term_set.spelling))
+    assert not term_set.none_in(views("a qu\u200biet garden", term_set.spelling))
+    assert not term_set.none_in(views("qu\u200biet s t o n e w a l l now", term_set.spelling))

@@ -28,6 +28,8 @@ _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _SYNTAX_SCALE = 0.3
 _DISTANCES = (0, 2, 5, 12)
 SYNTAX_FEATURES = len(_DISTANCES) + 4
+#: The window, its core and its frame.
+_VECTORS = 3
 
 Features = NDArray[np.float64]
 
@@ -58,10 +60,10 @@ class HeadFile(BaseModel):
     #: Templates of the set, by grade.
     train_templates: dict[str, int]
     #: Layout of the features; see ``features``.
-    features: Literal[1]
+    features: Literal[2]
     calibration: Calibration
     bias: _Number
-    #: First the encoder's dimensions for the window, then for its core, then the syntax.
+    #: First the encoder's dimensions for the window, then for its core, then for its frame, then the syntax.
     weights: tuple[_Number, ...]
 
     def data(self) -> bytes:
@@ -98,7 +100,7 @@ class BlockHead:
         if content.encoder_model_sha256 != pack.card.files[MODEL_FILE]:
             detail = f"head: {where.name} was fitted with another encoder than {pack.name}"
             raise Fatal("WRONG_BLOCK_HEAD", f"{detail}: run `seawall prompts calibrate` and set head to what it wrote")
-        if len(content.weights) != 2 * encoder.dimensions + SYNTAX_FEATURES:
+        if len(content.weights) != _VECTORS * encoder.dimensions + SYNTAX_FEATURES:
             raise Fatal("BAD_BLOCK_HEAD", f"head: {where.name}: weights do not fit the encoder's dimensions")
         self.version = content.version
         self.languages = frozenset(content.languages)
@@ -116,10 +118,9 @@ class BlockHead:
 
 
 def features(encoder: Encoder, window: Window) -> Features:
-    """(2 * dimensions + SYNTAX_FEATURES,): the window's vector, its core's, and the syntax."""
-    return np.concatenate(
-        [encoder.embed_start(window.text)[0], encoder.embed_start(window.core)[0], syntax(window)], dtype=np.float64
-    )
+    """(3 * dimensions + SYNTAX_FEATURES,): the window's vector, its core's, its frame's, and the syntax."""
+    vectors = [encoder.embed_start(text)[0] for text in (window.text, window.core, window.frame)]
+    return np.concatenate([*vectors, syntax(window)], dtype=np.float64)
 
 
 def syntax(window: Window) -> Features:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from seawall.prompt_scoring.normalise import View, views
 from seawall.prompt_scoring.term_packs import Concept, Hit
 from seawall.prompt_scoring.term_set import TermSet, by_concept
-from seawall.prompt_scoring.windows import Pair, Window, distinct, nearest_pairs, window
+from seawall.prompt_scoring.windows import ANYWHERE, Pair, Reach, Window, distinct, nearest_pairs, reach, window
 
 #: Words between the two concepts → detect grade. Beyond the last, and across views, DISTANT.
 _BY_DISTANCE = ((12, 1.0), (40, 0.8), (400, 0.6))
@@ -141,7 +141,7 @@ class _Detector:
             if seen.plain:
                 plain |= concepts
             if (minors := seen.minors()) and (sexual := seen.sexual()):
-                self._near(seen.view, minors, sexual)
+                self._near(prompt, seen.view, minors, sexual)
         if _MINOR in found.concepts and not found.concepts.isdisjoint(_SEXUAL):
             self._grade(_DISTANT)
         found.evasion = not (found.concepts & _PAIR) <= plain
@@ -155,15 +155,17 @@ class _Detector:
     def _grade(self, grade: float) -> None:
         self._found.minor_sexual = max(self._found.minor_sexual, grade)
 
-    def _near(self, view: View, minors: list[Hit], sexual: list[Hit]) -> None:
+    def _near(self, prompt: str, view: View, minors: list[Hit], sexual: list[Hit]) -> None:
         for pair in nearest_pairs(view.words, minors, sexual, self._max_pairs):
             self._grade(next((grade for within, grade in _BY_DISTANCE if pair.distance <= within), _DISTANT))
-            self._quote(view.words, pair)
-            for hit in (pair.one, pair.other):
-                self._place(Place(hit.concept, "prompt", *view.origin(hit.start, hit.end)))
+            places = [Place(hit.concept, "prompt", *view.origin(hit.start, hit.end)) for hit in (pair.one, pair.other)]
+            start, end = min(place.start for place in places), max(place.end for place in places)
+            self._quote(view.words, pair, reach(prompt, start, end))
+            for place in places:
+                self._place(place)
 
-    def _quote(self, words: bytes, pair: Pair) -> None:
-        read = window(words, pair, self._around, _JOINT_WITHIN)
+    def _quote(self, words: bytes, pair: Pair, within: Reach = ANYWHERE) -> None:
+        read = window(words, pair, self._around, _JOINT_WITHIN, within)
         if read.text not in self._windows:
             self._windows.add(read.text)
             self._found.windows.append(read)
@@ -185,7 +187,7 @@ class _Detector:
                     if concept not in found.concepts:
                         found.concepts.add(concept)
                         text = f"{start}, {words}"
-                        found.windows.append(Window(text, text, language, 0, stands_for, minor_last=False, apart=False))
+                        found.windows.append(Window(text, text, language, 0, stands_for, False, False, frame=text))
                     self._grade(_SPLIT)
 
     def _split(self, prompt: str, negative_prompt: str) -> None:

@@ -18,6 +18,9 @@ _SPACELESS = re.compile(f"[{SPACELESS}]")
 _MAX_HITS = 200
 #: Words on either side of a pair in `Window.core`.
 _CORE = 1
+#: Words on either side of a pair in `Window.frame`, and the bytes that they are looked for in.
+_FRAMED, _NEARBY = 5, 256
+_PERSON, _THING = b"person", b"thing"
 #: Of a hit of several languages: the one whose windows an encoder can read.
 _PREFERRED = "en"
 
@@ -46,6 +49,8 @@ class Window(NamedTuple):
     minor_last: bool
     #: Two stretches put together, since more words lie between.
     apart: bool
+    #: The words around with `_PERSON` and `_THING` for the two: what is done with them, whatever they are called.
+    frame: str
 
 
 def distinct(hits: Sequence[Hit]) -> list[Hit]:
@@ -90,12 +95,44 @@ def _distance(words: bytes, one: Hit, other: Hit) -> int:
     return spaces if between.isascii() else spaces + len(_SPACELESS.findall(between.decode("utf-8", "ignore"))) // 2
 
 
-def window(words: bytes, pair: Pair, around: int, joint_within: int) -> Window:
+#: What ends a sentence or a clause that stands by itself, with white space or nothing after it; and brackets.
+_ENDS = re.compile(r"[.!?:;]+(?=\s|$)|\n|[()\[\]|\u2014]|\s[-\u2013](?=\s)")
+_WORD = re.compile(r"[^\W_]+")
+
+
+class Reach(NamedTuple):
+    """How many words before and after a pair stand in its sentence."""
+
+    before: int
+    after: int
+
+
+ANYWHERE = Reach(1 << 30, 1 << 30)
+
+
+def reach(text: str, start: int, end: int) -> Reach:
+    """Where the sentence begins and ends in which a pair stands: what it is wrapped in is mostly another one.
+
+    Args:
+        text: the untouched text.
+        start: of the pair's place in it, in characters; ``end`` likewise.
+    """
+    before, after = text[max(0, start - _NEARBY) : start], text[end : end + _NEARBY]
+    first = max((match.end() for match in _ENDS.finditer(before)), default=None)
+    last = _ENDS.search(after)
+    return Reach(
+        ANYWHERE.before if first is None else len(_WORD.findall(before[first:])),
+        ANYWHERE.after if last is None else len(_WORD.findall(after[: last.start()])),
+    )
+
+
+def window(words: bytes, pair: Pair, around: int, joint_within: int, within: Reach = ANYWHERE) -> Window:
     """The words around a pair: one stretch, or two put together when more than ``joint_within`` words lie between.
 
     Args:
         pair: ``one`` is the reference to a minor.
         around: words to take on either side.
+        within: so many at most.
     """
     minor, other = pair.one, pair.other
     first, second = sorted((minor, other), key=lambda hit: hit.start)
@@ -103,18 +140,54 @@ def window(words: bytes, pair: Pair, around: int, joint_within: int) -> Window:
     spans = [(first.start, first.end), (second.start, second.end)]
     if not apart:
         spans = [(first.start, max(first.end, second.end))]
-    text, core = (" ".join(_stretch(words, *span, count) for span in spans) for count in (around, _CORE))
+
+    def around_spans(count: int) -> str:
+        """Only the outer sides end with the sentence."""
+        last = len(spans) - 1
+        return " ".join(
+            _stretch(
+                words,
+                *span,
+                count if index else min(count, within.before),
+                min(count, within.after) if index == last else count,
+            )
+            for index, span in enumerate(spans)
+        )
+
+    text = around_spans(around)
     language = minor.language if minor.language == other.language else "und"
-    return Window(text, core, language, pair.distance, other.concept, minor.start > other.start, apart)
+    frame = _frame(words, first, second, apart, minor is second, within)
+    return Window(
+        text,
+        around_spans(_CORE),
+        language,
+        pair.distance,
+        other.concept,
+        minor.start > other.start,
+        apart,
+        frame or text,
+    )
 
 
-def _stretch(words: bytes, start: int, end: int, around: int) -> str:
-    for _ in range(around + 1):
+def _frame(words: bytes, first: Hit, second: Hit, apart: bool, minor_last: bool, within: Reach) -> str:
+    end = max(first.end, second.end)
+    before = words[max(0, first.start - _NEARBY) : first.start].split()[-_FRAMED:]
+    before = before[max(0, len(before) - within.before) :]
+    between = () if apart else words[first.end : max(first.end, second.start)].split()
+    after = words[end : end + _NEARBY].split()[: min(_FRAMED, within.after)]
+    if not (before or between or after):
+        return ""
+    one, other = (_THING, _PERSON) if minor_last else (_PERSON, _THING)
+    return b" ".join((*before, one, *between, other, *after)).decode("utf-8", "ignore")
+
+
+def _stretch(words: bytes, start: int, end: int, before: int, after: int) -> str:
+    for _ in range(before + 1):
         start = words.rfind(b" ", 0, start)
         if start <= 0:
             start = 0
             break
-    for index in range(around + 1):
+    for index in range(after + 1):
         end = words.find(b" ", end + (index > 0))
         if end < 0:
             end = len(words)

@@ -27,7 +27,7 @@ _LANGUAGES = ("en",)
 #: What the head is fitted on: disguises that leave words as they are would only repeat them.
 _DISGUISES = frozenset((samples.PLAIN, "spaced", "split_prompt"))
 _FOLDS = 5
-_L2 = 0.03
+_L2 = 0.05
 #: The sum of all weights: with the L2 term, how much the data count.
 _TOTAL = 400.0
 _DECIMALS = 4
@@ -84,7 +84,7 @@ def fit(
         encoder_model_sha256=pack.card.files[MODEL_FILE],
         train_set_sha256=samples.digest(chosen),
         train_templates=dict(sorted(Counter(grade for grade, _ in {(s.grade, s.template) for s in used}).items())),
-        features=1,
+        features=2,
         calibration=calibration,
         bias=round(bias, _DECIMALS),
         weights=tuple(round(float(weight), _DECIMALS) for weight in weights),
@@ -117,7 +117,7 @@ def _rows(used: Sequence[Sample], terms: TermSet, encoder: Encoder, settings: Pr
 
 
 def _whole(text: str) -> Window:
-    return Window(text, text, "en", 0, "sexual_context", minor_last=False, apart=False)
+    return Window(text, text, "en", 0, "sexual_context", minor_last=False, apart=False, frame=text)
 
 
 def _fold(template: str) -> int:

@@ -19,12 +19,14 @@ import yaml
 from seawall.prompt_scoring.evaluation.disguises import DISGUISES
 from seawall.prompt_scoring.evaluation.samples import PLAIN, Grade, Sample
 
-Split = Literal["train", "tune", "final"]
-SPLITS: tuple[Split, ...] = ("train", "tune", "final")
+Split = Literal["train", "tune", "final", "fresh"]
+SPLITS: tuple[Split, ...] = ("train", "tune", "final", "fresh")
 #: Texts a template in clear, an evasion of it, and a wrapper around it.
 _FILLINGS, _EVADED, _WRAPPED, _PADDED, _SPLIT_TEXTS = 12, 4, 4, 6, 30
 _HARD_FILLINGS = 4
-_ORDINARY = {"train": 3000, "tune": 1000, "final": 4000}
+_ORDINARY = {"train": 3000, "tune": 1000, "final": 4000, "fresh": 4000}
+#: Splits with building blocks of their own.
+_OWN_BLOCKS = frozenset(("fresh",))
 #: The split prompt's evasion, and the wrapper that padding counts as.
 SPLIT_PROMPT, PADDING = "split_prompt", "padding"
 
@@ -109,6 +111,8 @@ def _split_prompts(entry: Mapping[str, str]) -> Iterator[Sample]:
 
 def _ordinary(split: Split) -> Iterator[Sample]:
     blocks = _data("ordinary")
+    if split in _OWN_BLOCKS:
+        blocks = blocks[split]
     chance = _chance("ordinary", split)
     seen: set[str] = set()
     while len(seen) < _ORDINARY[split]:
@@ -124,7 +128,7 @@ def _ordinary(split: Split) -> Iterator[Sample]:
         else:
             text = chance.choice(blocks["tasks"]).replace("{topic}", chance.choice(blocks["topics"]))
         # Drawn per split: a text belongs to the split that its digest names, so that no text stands in two.
-        if text in seen or _owner(text) != split:
+        if text in seen or (split not in _OWN_BLOCKS and _owner(text) != split):
             continue
         seen.add(text)
         yield _sample(text, "ordinary", text).model_copy(update={"negative": negative})
@@ -167,17 +171,10 @@ def _sample(
 
 
 def _carriers(split: Split) -> dict[str, list[str]]:
-    """Wrappers by kind, and the sentences that pad. The few of "tune" are taken from those of "train"."""
+    """Wrappers by kind, and the sentences that pad."""
     data = _data("carriers")
-    found = {name: _portion(texts, split) for name, texts in data["wrappers"].items()}
-    return {**found, PADDING: _portion(data["padding"], split)}
-
-
-def _portion(texts: Mapping[str, list[str]], split: Split) -> list[str]:
-    if split == "final":
-        return texts["final"]
-    third = len(texts["train"]) // 3
-    return texts["train"][:third] if split == "tune" else texts["train"][third:]
+    found = {name: list(texts[split]) for name, texts in data["wrappers"].items()}
+    return {**found, PADDING: list(data["padding"][split])}
 
 
 def _name(text: str) -> str:
