@@ -316,14 +316,14 @@ class Engine:
         self.stats.signals += 1
         position = _position(record)
         try:
-            body, wire = parse_join_record(record.value, state.number)
+            body = parse_join_record(record.value, state.number)
         except Poison as error:
             if state.join.on_undecodable_signal(position):
                 self._divert(record, error, outbox)
                 outbox.settle.append(partial(state.join.settle_signal, position.offset))
             return
         if isinstance(body, signal_pb2.Signal):
-            events = state.join.on_signal(body, position, wire)
+            events = state.join.on_signal(body, position, record.value)
         else:
             events = state.join.on_deadline(body, position)
         if events:

@@ -79,27 +79,28 @@ class Replay:
             generation = parse_generation(value)
         except Poison:
             self.malformed += 1
-            for side in range(len(self._sides)):
-                join = self._joins[side][position.partition]
+            for side, joins in enumerate(self._joins):
+                join = joins[position.partition]
                 self._follow(side, join.on_malformed(position) or ())
                 join.settle(position.offset)
             return
-        for side in range(len(self._sides)):
-            join = self._joins[side][position.partition]
-            self._follow(side, join.on_generation(generation, position))
+        for side, joins in enumerate(self._joins):
+            self._follow(side, joins[position.partition].on_generation(generation, position))
 
     def _signal(self, value: bytes, position: Position) -> None:
         try:
-            body, _ = parse_join_record(value, position.partition)
+            body = parse_join_record(value, position.partition)
         except Poison:
             self.malformed += 1
             return
-        for side in range(len(self._sides)):
-            join = self._joins[side][position.partition]
+        for side, joins in enumerate(self._joins):
+            join = joins[position.partition]
             if isinstance(body, signal_pb2.Signal):
-                self._follow(side, join.on_signal(body, position))
+                events = join.on_signal(body, position)
             else:
-                self._follow(side, join.on_deadline(body, position))
+                events = join.on_deadline(body, position)
+            if events:
+                self._follow(side, events)
 
     def _follow(self, side: int, events: Iterable[Event]) -> None:
         for event in events:
