@@ -350,7 +350,7 @@ class Engine:
                     else:
                         outbox.settle.append(partial(state.join.settle, offset))
                 case LateSignal(read):
-                    lineup = self._rollout.choose_by_id(read.signal.generation_id)
+                    lineup = self._rollout.choose_by_id(read.signal.generation_id, read.signal.tenant_id)
                     amendment = decide.amendment(read, lineup)
                     if amendment is not None:
                         self._put(outbox, state, amendment)

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from seawall.api.control.v1 import control_pb2
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.api.signal.v1 import signal_pb2
 from seawall.core import identity
 from seawall.core.errors import Poison
 from seawall.core.join import Completed, Position, ReadSignal
@@ -86,12 +87,9 @@ def joint(completed: Completed, lineup: Lineup) -> Written:
 
 
 def amendment(read: ReadSignal, lineup: Lineup) -> Written | None:
-    """The decision that a late signal causes by itself, or None where it has nothing to add.
-
-    The generation is not at hand any more: rules see one with its id and attempt only.
-    """
+    """The decision that a late signal causes by itself, or None where it has nothing to add."""
     signal = read.signal
-    stub = generation_pb2.Generation(generation_id=signal.generation_id, attempt=signal.attempt)
+    stub = known_of(signal)
     verdict = lineup.policy.judge_alone(stub, signal)
     if verdict is None:
         return None
@@ -102,6 +100,7 @@ def amendment(read: ReadSignal, lineup: Lineup) -> Written | None:
     )
     head.generation_id = signal.generation_id
     head.attempt = signal.attempt
+    head.tenant_id = signal.tenant_id
     head.generation_record.CopyFrom(signal.generation_record)
     _locate(head.completed_by, position)
     head.decided_unix_nano = position.log_nanos
@@ -109,6 +108,13 @@ def amendment(read: ReadSignal, lineup: Lineup) -> Written | None:
         if (said := shadow.judge_alone(stub, signal)) is not None:
             _shadow(head, shadow, said, ())
     return _write(head, lineup, verdict, [read])
+
+
+def known_of(signal: signal_pb2.Signal) -> generation_pb2.Generation:
+    """What rules see of the generation of a late signal, which is not at hand any more: what the signal says of it."""
+    return generation_pb2.Generation(
+        generation_id=signal.generation_id, attempt=signal.attempt, tenant_id=signal.tenant_id
+    )
 
 
 def malformed(generation_id: str, position: Position, traceparent: str, error: Poison, lineup: Lineup) -> Written:

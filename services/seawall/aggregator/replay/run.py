@@ -12,6 +12,7 @@ from seawall.aggregator.replay.records import GENERATION, ReplayRecord
 from seawall.aggregator.replay.tally import Said, Tally
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
+from seawall.core.decide import known_of
 from seawall.core.errors import Poison
 from seawall.core.join import Completed, Event, Join, LateSignal, Position
 from seawall.core.policy import Policy
@@ -133,7 +134,7 @@ class Replay:
         self._joins[side][position.partition].settle_signal(position.offset)
         if signal.generation_record.offset < self._begins[position.partition]:
             return
-        stub = generation_pb2.Generation(generation_id=signal.generation_id, attempt=signal.attempt)
+        stub = known_of(signal)
         for number in self._sides[side]:
             verdict = self._policies[number].judge_alone(stub, signal)
             if verdict is not None:
