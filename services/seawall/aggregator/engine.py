@@ -39,6 +39,8 @@ from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, Topic
 
 _NANOS = 1_000_000_000
 _MILLIS = 1_000_000
+#: Budgets of decided generations that are kept before they are looked through, per partition.
+_SPARE = 1_000
 
 
 class Observer(Protocol):
@@ -86,7 +88,7 @@ class _Partition:
     join: Join
     #: Who judges the open generations, by offset: chosen when they are read, whatever is reloaded before they complete.
     lineups: dict[int, Lineup] = field(default_factory=dict)
-    #: (due, generation offset) of every open generation, seconds of the monotonic clock.
+    #: (due, generation offset) of every open generation and of some that are decided, seconds of the monotonic clock.
     due: list[tuple[float, int]] = field(default_factory=list)
     #: (due, generation offset, next attempt, trace context) of every HOLD that waits to be scanned again.
     rescans: list[tuple[float, int, generation_pb2.Generation, str]] = field(default_factory=list)
@@ -381,6 +383,10 @@ class Engine:
                 if joined is not None:
                     outbox.outputs.append(self._deadline(joined))
                     self.stats.deadlines += 1
+            if len(state.due) > 2 * state.join.open_count + _SPARE:
+                # Of those that are decided, most long before their budget is spent.
+                state.due = [one for one in state.due if state.join.is_open(one[1])]
+                heapq.heapify(state.due)
             while state.rescans and state.rescans[0][0] <= now:
                 _, offset, generation, traceparent = heapq.heappop(state.rescans)
                 outbox.outputs.append(self._rescan(generation, state.number, traceparent))
