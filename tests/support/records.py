@@ -56,6 +56,7 @@ def signal(
         generation_id=of.generation_id,
         attempt=of.attempt,
         stage=stage,
+        tenant_id=of.tenant_id,
     )
     made.generation_record.topic = GENERATIONS
     made.generation_record.partition = partition

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -159,6 +160,43 @@ def test_a_recalled_decision_absorbs_the_signals_it_rests_on() -> None:
     g = generation()
     state.remember((g.generation_id, 1), Decided(5, frozenset({PROMPT}), 1_005))
     assert not state.on_signal(signal(g, PROMPT, offset=5), at_signal(0))
+
+
+@pytest.mark.parametrize(("after", "repeated"), [(0, True), (99, True), (100, True), (101, False), (10_000, False)])
+def test_how_long_a_decision_is_remembered_is_told_by_log_times(after: int, repeated: bool) -> None:
+    g = generation()
+    for read_first in (True, False):
+        state = Join(POLICY.required, next_generation=0, next_signal=0, remember_nanos=100)
+        state.on_generation(g, at_generation(0))
+        again = Position(GENERATIONS, 0, 1, at_generation(0).log_nanos + after)
+        if read_first and repeated:  # whether the first is open or decided when the repeat is read changes nothing
+            assert not state.on_generation(g, again)
+        completed(state.on_signal(signal(g, PROMPT, offset=0), at_signal(0)))
+        if not read_first or not repeated:
+            state.on_generation(g, again)
+        assert state.is_open(1) is not repeated
+    state = Join(POLICY.required, next_generation=0, next_signal=0, remember_nanos=100)
+    state.on_generation(g, at_generation(0))
+    completed(state.on_signal(signal(g, PROMPT, offset=0), at_signal(0)))
+    late = Position(SIGNALS, 0, 1, at_generation(0).log_nanos + after)
+    assert bool(state.on_signal(signal(g, PROMPT, offset=0), late)) is not repeated
+
+
+def test_what_is_remembered_is_bounded_by_time_and_by_count() -> None:
+    state = Join(POLICY.required, next_generation=0, next_signal=0, remember=3, remember_nanos=100)
+    for offset, log_nanos in enumerate((0, 60, 90, 110, 120, 500)):
+        g = generation(f"g-{offset}")
+        state.on_generation(g, Position(GENERATIONS, 0, offset, log_nanos))
+        completed(state.on_signal(signal(g, PROMPT, offset=offset), Position(SIGNALS, 0, offset, log_nanos)))
+        late = retroactive(g, str(offset), offset=offset)
+        state.remember_judged(late, log_nanos)
+    assert [decided.offset for decided in state._decided.values()] == [5], "the others are too old"
+    assert list(state._judged) == ["id-5"]
+    for offset in range(6, 11):
+        state.remember((f"g-{offset}", 1), Decided(offset, frozenset(), 500))
+        state.remember_judged(retroactive(generation(), str(offset), offset=offset), 500)
+    assert [decided.offset for decided in state._decided.values()] == [8, 9, 10], "three are remembered"
+    assert list(state._judged) == ["id-8", "id-9", "id-10"]
 
 
 def test_a_second_attempt_is_a_join_of_its_own() -> None:

@@ -21,7 +21,7 @@ from seawall.core.policy import Policy, Rollout
 from seawall.core.policy.archive import Archive, find_bundle
 from tests.support.records import CLASSIFICATION, PROMPT, generation, signal
 from tests.support.stream import NAMES, Seen, Stream
-from tests.unit.test_policy_bundle import A_HIGH, A_LOW, bundle, rule
+from tests.unit.test_policy_bundle import A_HIGH, A_LOW, B, bundle, rule
 
 ALLOW, HOLD, BLOCK = decision_pb2.OUTCOME_ALLOW, decision_pb2.OUTCOME_HOLD, decision_pb2.OUTCOME_BLOCK
 
@@ -65,8 +65,40 @@ def test_a_canary_by_tenant(folder: Path) -> None:
     other = generation()
     other.tenant_id = "another"
     assert by.choose(other).policy.version == "mild"
-    # A late signal does not know its tenant.
-    assert by.choose_by_id("g-1").policy.version == "mild"
+    assert by.choose_by_id("g-1").policy.version == "mild"  # a record that cannot be read
+
+
+async def test_a_late_signal_is_judged_by_its_tenants_bundle(folder: Path) -> None:
+    """And by its tenant's rules: the tenant is what an amendment knows beside the signal."""
+    own = rule("own", f'{B} && generation.tenant_id == "tenant"')
+    bundle(folder / "strict", rule("maybe", A_LOW), own, version="strict")
+    by = rollout(folder, canary=[{"bundle": "strict", "tenants": ["tenant"]}])
+    stream = Stream(folder)
+    ours, others = generation("ours"), generation("others")
+    others.tenant_id = "another"
+    for offset, g in enumerate((ours, others)):
+        await stream.send(g)
+        await stream.send_join(signal(g, PROMPT, offset=offset))
+        await stream.send_join(signal(g, CLASSIFICATION, offset=offset, scores={"b": 0.9}))  # nobody waits for it
+    async with stream.aggregator(Seen(), policy=folder):
+        await stream.committed("aggregator", NAMES.signals, 4)
+    joint, amended = (
+        {d.generation_id: d for d in stream.decisions() if d.kind == kind}
+        for kind in (decision_pb2.DECISION_KIND_JOINT, decision_pb2.DECISION_KIND_AMENDMENT)
+    )
+    assert {name: d.policy_version for name, d in joint.items()} == {"ours": "strict", "others": "mild"}
+    assert list(amended) == ["ours"]
+    assert (amended["ours"].policy_version, amended["ours"].rule_id, amended["ours"].tenant_id) == (
+        "strict",
+        "own",
+        "tenant",
+    )
+    for record in stream.broker.records(NAMES.decisions):
+        assert (await remake(stream.broker, record.value or b"", lambda digest: _loaded(by, digest))).same
+
+
+def _loaded(by: Rollout, digest: str) -> Policy:
+    return next(policy for policy in by.policies if policy.digest == digest)
 
 
 def test_the_digest_covers_the_shadows(folder: Path) -> None:

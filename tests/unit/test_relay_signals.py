@@ -88,6 +88,7 @@ def test_a_signal_of_parts_is_the_whole(padding: int, offset: int) -> None:
         signal_id=identity.signal_id("g-1", 1, PROMPT),
         generation_id="g-1",
         attempt=1,
+        tenant_id=g.tenant_id,
         stage=PROMPT,
         generation_record=generation_pb2.RecordCoordinates(topic=GENERATIONS, partition=3, offset=offset),
         artefacts=answered.artefacts,

@@ -39,6 +39,8 @@ from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, Topic
 
 _NANOS = 1_000_000_000
 _MILLIS = 1_000_000
+#: Budgets of decided generations that are kept before they are looked through, per partition.
+_SPARE = 1_000
 
 
 class Observer(Protocol):
@@ -86,7 +88,7 @@ class _Partition:
     join: Join
     #: Who judges the open generations, by offset: chosen when they are read, whatever is reloaded before they complete.
     lineups: dict[int, Lineup] = field(default_factory=dict)
-    #: (due, generation offset) of every open generation, seconds of the monotonic clock.
+    #: (due, generation offset) of every open generation and of some that are decided, seconds of the monotonic clock.
     due: list[tuple[float, int]] = field(default_factory=list)
     #: (due, generation offset, next attempt, trace context) of every HOLD that waits to be scanned again.
     rescans: list[tuple[float, int, generation_pb2.Generation, str]] = field(default_factory=list)
@@ -316,14 +318,14 @@ class Engine:
         self.stats.signals += 1
         position = _position(record)
         try:
-            body, wire = parse_join_record(record.value, state.number)
+            body = parse_join_record(record.value, state.number)
         except Poison as error:
             if state.join.on_undecodable_signal(position):
                 self._divert(record, error, outbox)
                 outbox.settle.append(partial(state.join.settle_signal, position.offset))
             return
         if isinstance(body, signal_pb2.Signal):
-            events = state.join.on_signal(body, position, wire)
+            events = state.join.on_signal(body, position, record.value)
         else:
             events = state.join.on_deadline(body, position)
         if events:
@@ -350,7 +352,7 @@ class Engine:
                     else:
                         outbox.settle.append(partial(state.join.settle, offset))
                 case LateSignal(read):
-                    lineup = self._rollout.choose_by_id(read.signal.generation_id)
+                    lineup = self._rollout.choose_by_id(read.signal.generation_id, read.signal.tenant_id)
                     amendment = decide.amendment(read, lineup)
                     if amendment is not None:
                         self._put(outbox, state, amendment)
@@ -381,6 +383,10 @@ class Engine:
                 if joined is not None:
                     outbox.outputs.append(self._deadline(joined))
                     self.stats.deadlines += 1
+            if len(state.due) > 2 * state.join.open_count + _SPARE:
+                # Of those that are decided, most long before their budget is spent.
+                state.due = [one for one in state.due if state.join.is_open(one[1])]
+                heapq.heapify(state.due)
             while state.rescans and state.rescans[0][0] <= now:
                 _, offset, generation, traceparent = heapq.heappop(state.rescans)
                 outbox.outputs.append(self._rescan(generation, state.number, traceparent))

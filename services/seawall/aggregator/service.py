@@ -25,7 +25,7 @@ from seawall.runtime.settings import load_settings
 
 ROOM = "aggregator"
 #: Objects more than before that make the garbage collector look; Python's own 700 suit programs with few.
-_COLLECT_AFTER = 50_000
+COLLECT_AFTER = 50_000
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ async def _run(settings: AggregatorSettings) -> None:
     # Open joins are many small objects without cycles: the collector would look through them all, again and again.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER)
+    gc.set_threshold(COLLECT_AFTER)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, engine.stop)

@@ -12,25 +12,27 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from seawall.api.control.v1 import control_pb2
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.api.signal.v1 import signal_pb2
 from seawall.core import identity
 from seawall.core.errors import Poison
 from seawall.core.join import Completed, Position, ReadSignal
 from seawall.core.policy import RULE_MALFORMED, Lineup, Policy, Verdict
-from seawall.core.wire import tag, varint
+from seawall.core.wire import is_one_field, tag, varint
 
 _HOLD: Final = decision_pb2.OUTCOME_HOLD
 _JOINED = decision_pb2.JoinedSignal.DESCRIPTOR.fields_by_name
 _SIGNALS_TAG: Final = tag(decision_pb2.Decision.DESCRIPTOR.fields_by_name["signals"].number, 2)
 _OFFSET_TAG: Final = tag(generation_pb2.RecordCoordinates.DESCRIPTOR.fields_by_name["offset"].number, 0)
-#: A JoinedSignal: the signal, its coordinates, its log time.
+#: A signal is the same field in a record of signals.v1 and in a JoinedSignal: such a record's value is the beginning of
+#: one.
+_SIGNAL: Final = control_pb2.JoinRecord.SIGNAL_FIELD_NUMBER
+if _JOINED["signal"].number != _SIGNAL:
+    raise TypeError("JoinedSignal.signal and JoinRecord.signal must have the same number")
 _JOINED_SIGNAL: Final = b"".join(
-    (
-        *(tag(_JOINED["signal"].number, 2), b"%b%b"),
-        *(tag(_JOINED["record"].number, 2), b"%b%b"),
-        *(tag(_JOINED["log_unix_nano"].number, 1), b"%b"),
-    )
+    (b"%b", tag(_JOINED["record"].number, 2), b"%b%b", tag(_JOINED["log_unix_nano"].number, 1), b"%b")
 )
 _FIXED64: Final = struct.Struct("<Q")
 
@@ -85,12 +87,9 @@ def joint(completed: Completed, lineup: Lineup) -> Written:
 
 
 def amendment(read: ReadSignal, lineup: Lineup) -> Written | None:
-    """The decision that a late signal causes by itself, or None where it has nothing to add.
-
-    The generation is not at hand any more: rules see one with its id and attempt only.
-    """
+    """The decision that a late signal causes by itself, or None where it has nothing to add."""
     signal = read.signal
-    stub = generation_pb2.Generation(generation_id=signal.generation_id, attempt=signal.attempt)
+    stub = known_of(signal)
     verdict = lineup.policy.judge_alone(stub, signal)
     if verdict is None:
         return None
@@ -101,6 +100,7 @@ def amendment(read: ReadSignal, lineup: Lineup) -> Written | None:
     )
     head.generation_id = signal.generation_id
     head.attempt = signal.attempt
+    head.tenant_id = signal.tenant_id
     head.generation_record.CopyFrom(signal.generation_record)
     _locate(head.completed_by, position)
     head.decided_unix_nano = position.log_nanos
@@ -108,6 +108,13 @@ def amendment(read: ReadSignal, lineup: Lineup) -> Written | None:
         if (said := shadow.judge_alone(stub, signal)) is not None:
             _shadow(head, shadow, said, ())
     return _write(head, lineup, verdict, [read])
+
+
+def known_of(signal: signal_pb2.Signal) -> generation_pb2.Generation:
+    """What rules see of the generation of a late signal, which is not at hand any more: what the signal says of it."""
+    return generation_pb2.Generation(
+        generation_id=signal.generation_id, attempt=signal.attempt, tenant_id=signal.tenant_id
+    )
 
 
 def malformed(generation_id: str, position: Position, traceparent: str, error: Poison, lineup: Lineup) -> Written:
@@ -203,12 +210,12 @@ def _said(
 
 def _write(head: decision_pb2.Decision, lineup: Lineup, verdict: Verdict, read: Sequence[ReadSignal]) -> Written:
     parts = [head.SerializeToString(deterministic=True), lineup.policy.comparisons(verdict.seen.scores)]
-    for signal, position, wire in read:
-        if wire is None:
-            wire = signal.SerializeToString(deterministic=True)
+    for signal, position, value in read:
+        if value is None or not is_one_field(value, _SIGNAL):
+            value = control_pb2.JoinRecord(signal=signal).SerializeToString(deterministic=True)
         record = _record_head(position.topic, position.partition) + varint(position.offset)
         log_time = _FIXED64.pack(position.log_nanos)
-        body = _JOINED_SIGNAL % (varint(len(wire)), wire, varint(len(record)), record, log_time)
+        body = _JOINED_SIGNAL % (value, varint(len(record)), record, log_time)
         parts += (_SIGNALS_TAG, varint(len(body)), body)
     return Written(head, b"".join(parts))
 

@@ -20,7 +20,7 @@ generation watermark: settled generations above it will be read again after a cr
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -48,8 +48,8 @@ class ReadSignal(NamedTuple):
 
     signal: signal_pb2.Signal
     position: Position
-    #: Its bytes as they stand there; None: as protobuf itself writes them.
-    wire: bytes | None = None
+    #: The record's value, if it is at hand.
+    value: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -156,10 +156,12 @@ class Join:
         #: Ids of retroactive signals that were judged alone, with their log times. The same id says the same, so it is
         #: judged once.
         self._judged: OrderedDict[str, int] = OrderedDict()
+        #: Generations that are not settled; and all since the watermark in the order they were read, by offset.
         self._unsettled: set[int] = set()
-        self._unsettled_heap: list[int] = []
+        self._read: deque[int] = deque()
+        #: (signal offset, generation offset) of each generation's first signal, in the order they were read.
         self._first_signal: set[int] = set()
-        self._first_signal_heap: list[tuple[int, int]] = []
+        self._first_signals: deque[tuple[int, int]] = deque()
         self._unsettled_signals: set[int] = set()
         self._unsettled_signal_heap: list[int] = []
 
@@ -214,9 +216,9 @@ class Join:
         self._open_by_id[key] = offset
         self._unsettle(offset)
         if not joined.required:
-            events.append(self._complete(offset, position))
-        for read, at in self._take_early(offset):
-            events.extend(self._apply(offset, read, at))
+            events.append(self._complete(joined, position))
+        if offset in self._early:
+            events.extend(self._apply_early(offset))
         return events
 
     def on_malformed(self, position: Position) -> Sequence[Event] | None:
@@ -231,12 +233,12 @@ class Join:
         self._unsettle(position.offset)
         return events
 
-    def on_signal(self, signal: signal_pb2.Signal, position: Position, wire: bytes | None = None) -> Sequence[Event]:
-        """A signal was read; ``wire`` as in ``ReadSignal``."""
+    def on_signal(self, signal: signal_pb2.Signal, position: Position, value: bytes | None = None) -> Sequence[Event]:
+        """A signal was read; ``value`` is its record's, which the decision will repeat."""
         if position.offset < self._next_signal:
             return ()
         self._next_signal = position.offset + 1
-        return self._route(signal.generation_record.offset, ReadSignal(signal, position, wire), position)
+        return self._route(signal.generation_record.offset, ReadSignal(signal, position, value), position)
 
     def on_deadline(self, deadline: control_pb2.Deadline, position: Position) -> Sequence[Event]:
         """A Deadline was read: the join closes with what it has. It means nothing for a generation no longer open."""
@@ -265,21 +267,22 @@ class Join:
 
     def generation_watermark(self) -> int:
         """Next offset to commit for generations.v1."""
-        while self._unsettled_heap and self._unsettled_heap[0] not in self._unsettled:
-            heapq.heappop(self._unsettled_heap)
-        return self._unsettled_heap[0] if self._unsettled_heap else self._next_generation
+        read, unsettled = self._read, self._unsettled
+        while read and read[0] not in unsettled:
+            read.popleft()
+        return read[0] if read else self._next_generation
 
     def signal_watermark(self) -> int:
         """Next offset to commit for signals.v1, given ``generation_watermark``."""
         low = self.generation_watermark()
-        while self._first_signal_heap and self._first_signal_heap[0][1] < low:
-            _, generation_offset = heapq.heappop(self._first_signal_heap)
-            self._first_signal.discard(generation_offset)
+        first = self._first_signals
+        while first and first[0][1] < low:
+            self._first_signal.discard(first.popleft()[1])
         while self._unsettled_signal_heap and self._unsettled_signal_heap[0] not in self._unsettled_signals:
             heapq.heappop(self._unsettled_signal_heap)
         lowest = self._next_signal
-        if self._first_signal_heap:
-            lowest = min(lowest, self._first_signal_heap[0][0])
+        if first:
+            lowest = min(lowest, first[0][0])
         if self._unsettled_signal_heap:
             lowest = min(lowest, self._unsettled_signal_heap[0])
         return lowest
@@ -307,32 +310,47 @@ class Join:
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _route(self, generation_offset: int, read: ReadSignal | None, position: Position) -> Sequence[Event]:
-        if generation_offset not in self._first_signal and generation_offset >= self.generation_watermark():
+        joined = self._open.get(generation_offset)
+        # What is open is unsettled, and so not below the watermark.
+        if generation_offset not in self._first_signal and (
+            joined is not None or generation_offset >= self.generation_watermark()
+        ):
             self._first_signal.add(generation_offset)
-            heapq.heappush(self._first_signal_heap, (position.offset, generation_offset))
+            self._first_signals.append((position.offset, generation_offset))
+        if joined is not None:
+            return self._apply(joined, read, position)
         if generation_offset >= self._next_generation:
             self._early.setdefault(generation_offset, []).append((read, position))
             self._early_count += 1
             return ()
-        return self._apply(generation_offset, read, position)
+        return () if read is None else self._late(generation_offset, read)
 
-    def _apply(self, generation_offset: int, read: ReadSignal | None, position: Position) -> Sequence[Event]:
-        joined = self._open.get(generation_offset)
-        if joined is None:
-            return () if read is None else self._late(generation_offset, read)
+    def _apply(self, joined: OpenGeneration, read: ReadSignal | None, position: Position) -> Sequence[Event]:
         if read is None:
-            return (self._complete(generation_offset, position),)
+            return (self._complete(joined, position),)
         signal = read.signal
         if (signal.generation_id, signal.attempt) != joined.key:
             # Coordinates of another topic's life (recreated, restored): not evidence about this generation.
             return ()
         part = role(signal)
-        before = joined.signals.get(part)
+        signals = joined.signals
+        before = signals.get(part)
         if before is None or has_error(before.signal):
-            joined.signals[part] = read
-        if joined.required <= joined.signals.keys():
-            return (self._complete(generation_offset, position),)
+            signals[part] = read
+            if joined.required <= signals.keys():
+                return (self._complete(joined, position),)
         return ()
+
+    def _apply_early(self, generation_offset: int) -> list[Event]:
+        """What waited for the generation at this offset, in log order; the generation is read, or will never be."""
+        events: list[Event] = []
+        for read, position in self._take_early(generation_offset):
+            joined = self._open.get(generation_offset)
+            if joined is not None:
+                events.extend(self._apply(joined, read, position))
+            elif read is not None:
+                events.extend(self._late(generation_offset, read))
+        return events
 
     def _late(self, generation_offset: int, read: ReadSignal) -> Sequence[Event]:
         signal, position, _ = read
@@ -353,13 +371,13 @@ class Join:
         self._unsettle_signal(position.offset)
         return (LateSignal(read),)
 
-    def _complete(self, generation_offset: int, completed_by: Position) -> Completed:
-        joined = self._open.pop(generation_offset)
-        key = joined.key
+    def _complete(self, joined: OpenGeneration, completed_by: Position) -> Completed:
+        offset, key = joined.position.offset, joined.key
+        del self._open[offset]
         del self._open_by_id[key]
         stages = frozenset([part for part, read in joined.signals.items() if not has_error(read.signal)])
         self._decided.pop(key, None)
-        self._remember_decided(key, Decided(generation_offset, _one_of(stages), joined.position.log_nanos))
+        self._remember_decided(key, Decided(offset, _one_of(stages), joined.position.log_nanos))
         return Completed(joined, completed_by)
 
     def _take_early(self, generation_offset: int) -> Sequence[_Routed]:
@@ -375,14 +393,13 @@ class Join:
             gone = sorted(early for early in self._early if early < offset)
             self._next_generation = offset
             for early in gone:
-                for read, at in self._take_early(early):
-                    events.extend(self._apply(early, read, at))
+                events.extend(self._apply_early(early))
         self._next_generation = offset + 1
         return events
 
     def _unsettle(self, generation_offset: int) -> None:
         self._unsettled.add(generation_offset)
-        heapq.heappush(self._unsettled_heap, generation_offset)
+        self._read.append(generation_offset)
 
     def _unsettle_signal(self, signal_offset: int) -> None:
         self._unsettled_signals.add(signal_offset)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -12,7 +11,6 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core import identity
 from seawall.core.errors import Poison
-from seawall.core.wire import only_field
 
 _MODALITIES = frozenset(generation_pb2.Modality.values()) - {generation_pb2.MODALITY_UNSPECIFIED}
 _MEDIA_NEXUS = frozenset(
@@ -102,22 +100,14 @@ def _check_media(media: Sequence[generation_pb2.MediaItem]) -> None:
             raise Poison("BAD_SHA256", "media.content.sha256 must be the 32 bytes of SHA-256 over the content")
 
 
-_SIGNAL_FIELD: Final = control_pb2.JoinRecord.SIGNAL_FIELD_NUMBER
-
-
-def parse_join_record(
-    value: bytes | None, partition: int
-) -> tuple[signal_pb2.Signal | control_pb2.Deadline, bytes | None]:
+def parse_join_record(value: bytes | None, partition: int) -> signal_pb2.Signal | control_pb2.Deadline:
     """Decode one value of signals.v1, read from this partition.
-
-    Returns what it holds, and its bytes where it is a signal that the value holds in one piece.
 
     Raises:
         Poison: UNDECODABLE, or WRONG_PARTITION if it speaks of a generation of another one.
     """
-    value = value or b""
     try:
-        record = control_pb2.JoinRecord.FromString(value)
+        record = control_pb2.JoinRecord.FromString(value or b"")
     except DecodeError as error:
         raise Poison("UNDECODABLE", "the value is not a seawall.api.control.v1.JoinRecord") from error
     kind = record.WhichOneof("record")
@@ -126,7 +116,7 @@ def parse_join_record(
     body = record.signal if kind == "signal" else record.deadline
     if body.generation_record.partition != partition:
         raise Poison("WRONG_PARTITION", "generation_record.partition is not the partition this was written to")
-    return body, only_field(value, _SIGNAL_FIELD)
+    return body
 
 
 def generation_id_of(key: bytes | None, topic: str, partition: int, offset: int) -> str:

@@ -19,20 +19,18 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-def only_field(message: bytes, field: int) -> bytes | None:
-    """The body of a message's field with a length, where the message holds just that field, and nothing before or after
-    it; else None."""
+def is_one_field(message: bytes, field: int) -> bool:
+    """Whether a message is one field with a length, and nothing before or after it."""
     if not message or message[0] != field << 3 | 2:
-        return None
+        return False
     size = shift = 0
-    at = 1
-    for byte in message[1:6]:
-        at += 1
+    for at in range(1, min(len(message), 6)):
+        byte = message[at]
         size |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return message[at:] if at + size == len(message) else None
+            return at + 1 + size == len(message)
         shift += 7
-    return None
+    return False
 
 
 def tag(field: int, wire_type: int) -> bytes:

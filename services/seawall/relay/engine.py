@@ -400,11 +400,9 @@ class Engine:
     def _failed(
         self, work: Work, reason: str, status: signal_pb2.ItemStatus.ValueType = signal_pb2.ITEM_STATUS_ERROR
     ) -> Output:
-        generation = work.generation
         return self._writer.failed(
             work.record,
-            generation.generation_id,
-            generation.attempt,
+            work.generation,
             work.items,
             reason,
             status=status,

@@ -124,8 +124,9 @@ class SignalWriter:
                 coordinates,
                 work.received.to_bytes(8, "little"),
             )
-            parts = [_SIGNAL, b"", common, own]
-            size = len(common) + len(own)
+            tenant = _tenant(generation.tenant_id)
+            parts = [_SIGNAL, b"", common, own, tenant]
+            size = len(common) + len(own) + len(tenant)
             for item in work.items:
                 result = next(results)
                 if isinstance(result, str):
@@ -159,8 +160,7 @@ class SignalWriter:
     def failed(
         self,
         record: Record,
-        generation_id: str,
-        attempt: int,
+        generation: generation_pb2.Generation,
         items: Sequence[StageItem],
         reason: str,
         *,
@@ -171,9 +171,10 @@ class SignalWriter:
     ) -> Output:
         """The signal of a generation about which this stage knows nothing: every item has ``status`` and ``reason``."""
         signal = signal_pb2.Signal(
-            signal_id=identity.signal_id(generation_id, attempt, self._stage),
-            generation_id=generation_id,
-            attempt=attempt,
+            signal_id=identity.signal_id(generation.generation_id, generation.attempt, self._stage),
+            generation_id=generation.generation_id,
+            attempt=generation.attempt,
+            tenant_id=generation.tenant_id,
             stage=self._stage,
             generation_record=generation_pb2.RecordCoordinates(
                 topic=record.topic, partition=record.partition, offset=record.offset
@@ -188,7 +189,13 @@ class SignalWriter:
         signal.timings.received_unix_nano = received
         signal.timings.produced_unix_nano = produced
         value = control_pb2.JoinRecord(signal=signal).SerializeToString()
-        return Output(self._topic, record.partition, generation_id.encode(), value, trace_headers(record))
+        key = generation.generation_id.encode()
+        return Output(self._topic, record.partition, key, value, trace_headers(record))
+
+
+@lru_cache(maxsize=1024)
+def _tenant(tenant_id: str) -> bytes:
+    return signal_pb2.Signal(tenant_id=tenant_id).SerializeToString()
 
 
 @lru_cache(maxsize=1024)

@@ -91,12 +91,12 @@ def _joint(
 def _read_signal(record: Record) -> ReadSignal:
     where = f"{record.topic}/{record.partition}/{record.offset}"
     try:
-        signal, wire = parse_join_record(record.value, record.partition)
+        signal = parse_join_record(record.value, record.partition)
     except Poison as error:
         raise Fatal(error.reason, f"{where}: {error.detail}") from error
     if not isinstance(signal, signal_pb2.Signal):
         raise Fatal("UNDECODABLE", f"{where} holds no signal: the topic was made anew since")
-    return ReadSignal(signal, _position(record), wire)
+    return ReadSignal(signal, _position(record), record.value)
 
 
 def _position(record: Record) -> Position:

@@ -12,6 +12,7 @@ from seawall.aggregator.replay.records import GENERATION, ReplayRecord
 from seawall.aggregator.replay.tally import Said, Tally
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
+from seawall.core.decide import known_of
 from seawall.core.errors import Poison
 from seawall.core.join import Completed, Event, Join, LateSignal, Position
 from seawall.core.policy import Policy
@@ -79,27 +80,28 @@ class Replay:
             generation = parse_generation(value)
         except Poison:
             self.malformed += 1
-            for side in range(len(self._sides)):
-                join = self._joins[side][position.partition]
+            for side, joins in enumerate(self._joins):
+                join = joins[position.partition]
                 self._follow(side, join.on_malformed(position) or ())
                 join.settle(position.offset)
             return
-        for side in range(len(self._sides)):
-            join = self._joins[side][position.partition]
-            self._follow(side, join.on_generation(generation, position))
+        for side, joins in enumerate(self._joins):
+            self._follow(side, joins[position.partition].on_generation(generation, position))
 
     def _signal(self, value: bytes, position: Position) -> None:
         try:
-            body, _ = parse_join_record(value, position.partition)
+            body = parse_join_record(value, position.partition)
         except Poison:
             self.malformed += 1
             return
-        for side in range(len(self._sides)):
-            join = self._joins[side][position.partition]
+        for side, joins in enumerate(self._joins):
+            join = joins[position.partition]
             if isinstance(body, signal_pb2.Signal):
-                self._follow(side, join.on_signal(body, position))
+                events = join.on_signal(body, position)
             else:
-                self._follow(side, join.on_deadline(body, position))
+                events = join.on_deadline(body, position)
+            if events:
+                self._follow(side, events)
 
     def _follow(self, side: int, events: Iterable[Event]) -> None:
         for event in events:
@@ -132,7 +134,7 @@ class Replay:
         self._joins[side][position.partition].settle_signal(position.offset)
         if signal.generation_record.offset < self._begins[position.partition]:
             return
-        stub = generation_pb2.Generation(generation_id=signal.generation_id, attempt=signal.attempt)
+        stub = known_of(signal)
         for number in self._sides[side]:
             verdict = self._policies[number].judge_alone(stub, signal)
             if verdict is not None:

@@ -1,8 +1,9 @@
 """The policy: bundles of ordered rules in YAML with CEL conditions, type-checked against the protos at load.
 
     document        the files: read strictly, includes followed, digest over all
-    expressions     CEL: compiled with line and mend, and a guard that clears nearly every generation at once
-    reachability    rules that could never decide
+    expressions     CEL: compiled with line and mend, evaluated over no more evidence than is read
+    reachability    conditions taken apart: rules that could never decide
+    watch           what must be seen before a rule can hold: it clears nearly every generation
     evidence        what rules see of the signals
     bundle          Policy: which stages must report, and what the evidence comes to
     rollout         which bundle decides for whom, and which are in shadow

@@ -21,7 +21,7 @@ from seawall.core.policy.document import PlacedRule, Source
 from seawall.core.policy.evidence import Glance, build_evidence
 from seawall.core.policy.expressions import Compiled, Language
 from seawall.core.policy.reachability import Alternatives, alternatives, always_answered_by
-from seawall.core.policy.watch import watch
+from seawall.core.policy.watch import Watch
 from seawall.core.wire import tag, varint
 
 _NANOS = 1_000_000_000
@@ -138,14 +138,14 @@ class Policy:
         self.rules = [rule for placed, rule in compiled if placed.entry.mode != "disabled"]
         self.disabled = [rule for placed, rule in compiled if placed.entry.mode == "disabled"]
         apart = dict(zip((rule.rule_id for _, rule in compiled), taken_apart, strict=True))
-        self._watch = watch([apart[rule.rule_id] for rule in self.rules])
+        self._watch = Watch(apart[rule.rule_id] for rule in self.rules)
         self._wanted: dict[str, dict[str, tuple[str, float]]] = {}
         for label in self._labels:
             stage, _, name = label.partition(".")
             self._wanted.setdefault(stage, {})[name] = (label, self._watch.scores.get(label, math.inf))
-        #: Of all rules, and of those that may hold though nothing has been seen that is watched for.
-        self._guard = self._language.guard([rule.condition for rule in self.rules])
-        self._guard_unwatched = self._language.guard([self.rules[number].condition for number in self._watch.unwatched])
+        #: Of the rules that may hold though nothing has been seen that is watched for.
+        unwatched = [rule for rule, signs in zip(self.rules, self._watch.signs, strict=True) if signs is None]
+        self._guard = self._language.guard([rule.condition for rule in unwatched])
         written = [_ComparisonBytes(threshold) for threshold in self.thresholds]
         self._unmeasured = [one.unmeasured for one in written]
         #: Label → its thresholds, with their places among all.
@@ -240,29 +240,30 @@ class Policy:
         self, generation: generation_pb2.Generation, signals: Sequence[signal_pb2.Signal], seen: Glance
     ) -> tuple[Rule | None, Sequence[Rule], Sequence[str], Sequence[Rule], Sequence[str]]:
         """The rule that decides; rules that hold and that err; the same of rules in shadow."""
-
-        def whole() -> decision_pb2.Evidence:
-            return build_evidence(signals, seen.missing, self._labels)
-
         watch = self._watch
-        alarmed = seen.alarmed or (watch.matches and seen.matches) or (watch.held_matches and seen.held_matches)
-        guard = self._guard if alarmed else self._guard_unwatched
-        if guard.clears(generation, seen.evidence, seen.scores, whole):
+        alarmed = watch.alarmed(seen)
+        if not alarmed and not self._guard:
             return None, (), (), (), ()
-        activation = self._language.activation(generation, whole())
+        evaluation = self._language.evaluation(
+            generation, seen.scores, seen.evidence(), lambda: build_evidence(signals, seen.missing, self._labels)
+        )
+        cleared = evaluation.clears(self._guard)
+        if cleared and not alarmed:
+            return None, (), (), (), ()
         hits: list[Rule] = []
         errors: list[str] = []
         shadow_hits: list[Rule] = []
         shadow_errors: list[str] = []
         decisive: Rule | None = None
-        for rule in self.rules:
-            held = rule.condition.expression.eval(activation).plain_value()
-            if held is True:
+        for rule, signs in zip(self.rules, watch.signs, strict=True):
+            if cleared if signs is None else not any(sign.seen(seen) for sign in signs):
+                continue
+            held = evaluation.holds(rule.condition)
+            if held:
                 (shadow_hits if rule.shadow else hits).append(rule)
                 if not rule.shadow and (decisive is None or rule.outcome > decisive.outcome):
                     decisive = rule
-            elif held is not False:
-                # An expression that divides by zero or reads an absent key yields an error's text, not an exception.
+            elif held is None:
                 (shadow_errors if rule.shadow else errors).append(rule.rule_id)
         return decisive, hits, errors, shadow_hits, shadow_errors
 

@@ -6,10 +6,13 @@ A condition sees
 * ``evidence``   – the seawall.api.decision.v1.Evidence,
 * ``threshold``  – map of the policy's named values.
 
-Each condition is compiled twice. As it is written, for what is recorded. And rewritten, with thresholds as literals
-and ``evidence.score["…"]`` as plain variables, for the *guard*: all conditions joined by ``||``. In CEL that is false
-only if every one of them is false and none has failed; so one evaluation clears the generations that no rule speaks of,
-which are nearly all.
+Each condition is compiled twice: as it is written, and rewritten, with thresholds as literals, ``evidence.score["…"]``
+as plain variables, and no items. Items are costly to gather, and few conditions come to read them: to CEL a variable
+without a value is an error, and `false && error` is false. Only where the rewritten one fails is it evaluated as it is
+written.
+
+A *guard* is several conditions joined by ``||``. In CEL that is false only if every one of them is false and none has
+failed; so one evaluation clears the generations that none of them speaks of.
 """
 
 from __future__ import annotations
@@ -40,8 +43,7 @@ _TOKENS = re.compile(
     rf"(?<![\w.])evidence\s*\.\s*score{_KEY}|(?<![\w.])threshold{_KEY}|(?<![\w.])threshold\s*\.\s*([A-Za-z_]\w*)|{_STRING}"
 )
 _USES = re.compile(rf"(?<![\w.])evidence\s*\.\s*(\w+)|(?<![\w.])(evidence)\b|{_STRING}")
-#: In guards, the evidence with all its fields. It is left out at first: to CEL a variable without a value is an error,
-#: and `false && error` is false. So only a condition that comes to read it has it gathered.
+#: In rewritten conditions, the evidence with all its fields. It never has a value.
 _WHOLE: Final = "seawall_evidence_"
 #: Fields of Evidence that cost little to gather.
 _CHEAP: Final = frozenset({"matches", "held_matches", "missing", "errors", "unscannable"})
@@ -56,6 +58,8 @@ class Compiled(NamedTuple):
     """A condition that has passed the type checker."""
 
     expression: Any
+    #: The same, rewritten.
+    quick: Any
     #: The checked expression's wire format, for analysis.
     checked: bytes
     text: str
@@ -73,9 +77,11 @@ class Language:
         self._thresholds = dict(thresholds)
         self._index = {label: number for number, label in enumerate(labels)}
         self._env = cel.NewEnv(descriptor_pool.Default(), variables=_VARIABLES)
+        #: Labels that a condition reads.
+        self._read: set[str] = set()
         scalars = {_scalar(number): cel.Type.DOUBLE for number in range(len(labels))}
         variables = {**_VARIABLES, **scalars, _WHOLE: cel.Type(_EVIDENCE)}
-        self._guard_env = cel.NewEnv(descriptor_pool.Default(), variables=variables)
+        self._quick_env = cel.NewEnv(descriptor_pool.Default(), variables=variables)
 
     def compile(self, text: str, at: Place, rule_id: str) -> Compiled:
         """Type-check a condition.
@@ -91,30 +97,49 @@ class Language:
         if expression.return_type() != cel.Type.BOOL:
             name = expression.return_type().name()
             raise at.refuse(f"rule {rule_id!r}: 'when' must be true or false, and is {name}: compare it with something")
-        return Compiled(expression, expression.serialize(), text)
+        rewritten = self._rewrite(text)
+        self._read.update(label for label, number in self._index.items() if _scalar(number) in rewritten)
+        return Compiled(expression, self._quick_env.compile(rewritten), expression.serialize(), text)
 
-    def activation(self, generation: generation_pb2.Generation, evidence: decision_pb2.Evidence) -> Any:
-        """What conditions are evaluated over."""
-        return self._env.Activation({"generation": generation, "evidence": evidence, "threshold": self._thresholds})
+    def evaluation(
+        self,
+        generation: generation_pb2.Generation,
+        scores: Mapping[str, float],
+        evidence: decision_pb2.Evidence,
+        whole: Callable[[], decision_pb2.Evidence],
+    ) -> Evaluation:
+        """Conditions over one generation.
 
-    def guard(self, conditions: Sequence[Compiled]) -> Guard:
-        """One expression in place of many; see the module's text."""
-        texts = [f"({self.rewrite(condition.text)}\n)" for condition in conditions]
+        Args:
+            scores: of the labels that were measured.
+            evidence: its cheap fields.
+            whole: gathers all of it; called only if a condition comes to read the rest.
+        """
+        data: dict[str, Any] = {_scalar(self._index[label]): scores.get(label, 0.0) for label in self._read}
+        data["generation"] = generation
+        data["evidence"] = evidence
+
+        def written() -> Any:
+            given = {"generation": generation, "evidence": whole(), "threshold": self._thresholds}
+            return self._env.Activation(given)
+
+        return Evaluation(self._quick_env.Activation(data), written)
+
+    def guard(self, conditions: Sequence[Compiled]) -> Sequence[Any]:
+        """Expressions that are false only if all these conditions are, and none fails; as few as may be."""
         chunks: list[list[str]] = [[]]
-        for text in texts:
+        for condition in conditions:
+            text = f"({self._rewrite(condition.text)}\n)"
             if len(chunks[-1]) >= _GUARD_RULES or sum(map(len, chunks[-1])) + len(text) > _GUARD_CHARACTERS:
                 chunks.append([])
             chunks[-1].append(text)
-        used = {_scalar(number) for number in self._index.values() if any(_scalar(number) in text for text in texts)}
         try:
-            expressions = [self._guard_env.compile(" || ".join(chunk)) for chunk in chunks if chunk]
+            return [self._quick_env.compile(" || ".join(chunk)) for chunk in chunks if chunk]
         except (RuntimeError, ValueError):
-            # Too deep together, though each alone is not: every rule is evaluated by itself then.
-            return Guard(self._guard_env, None, ())
-        names = [(label, _scalar(number)) for label, number in self._index.items() if _scalar(number) in used]
-        return Guard(self._guard_env, expressions, names)
+            # Too deep together, though each alone is not.
+            return [condition.quick for condition in conditions]
 
-    def rewrite(self, text: str) -> str:
+    def _rewrite(self, text: str) -> str:
         """The condition with thresholds as literals, scores of known labels as variables, and evidence that is costly
         to gather under a name of its own. Strings stay."""
 
@@ -150,47 +175,30 @@ class Language:
                 )
 
 
-class Guard:
-    """Says quickly that no condition of many can hold."""
+class Evaluation:
+    """Conditions over one generation; its evidence is gathered no further than they come to read it."""
 
-    def __init__(self, env: Any, expressions: Sequence[Any] | None, names: Sequence[tuple[str, str]]) -> None:
-        self._env = env
-        self._expressions = expressions
-        #: (label, variable) of the scores that are read.
-        self._names = names
+    __slots__ = ("_quick", "_whole", "_written")
 
-    def clears(
-        self,
-        generation: generation_pb2.Generation,
-        evidence: Callable[[], decision_pb2.Evidence],
-        scores: Mapping[str, float],
-        whole: Callable[[], decision_pb2.Evidence],
-    ) -> bool:
-        """True only if every condition is false, and none has failed.
+    def __init__(self, quick: Any, written: Callable[[], Any]) -> None:
+        self._quick = quick
+        self._written = written
+        self._whole: Any = None
 
-        Args:
-            evidence: gathers its cheap fields.
-            scores: of the labels that were measured.
-            whole: gathers all of it; called only if a condition comes to read the rest.
-        """
-        if not self._expressions:
-            return self._expressions is not None
-        data: dict[str, Any] = {variable: scores.get(label, 0.0) for label, variable in self._names}
-        data["generation"] = generation
-        data["evidence"] = evidence()
-        activation = self._env.Activation(data)
-        complete = False
-        for expression in self._expressions:
-            held = expression.eval(activation).plain_value()
-            if held is not True and held is not False and not complete:
-                # A condition failed: perhaps only because the variable is not there. Once more, with it.
-                complete = True
-                data[_WHOLE] = whole()
-                activation = self._env.Activation(data)
-                held = expression.eval(activation).plain_value()
-            if held is not False:
-                return False
-        return True
+    def clears(self, guard: Sequence[Any]) -> bool:
+        """True only if every condition of the guard is false, and none has failed."""
+        return all(expression.eval(self._quick).plain_value() is False for expression in guard)
+
+    def holds(self, condition: Compiled) -> bool | None:
+        """Whether a condition holds; None if it fails."""
+        held = condition.quick.eval(self._quick).plain_value()
+        if held is True or held is False:
+            return held
+        if self._whole is None:
+            self._whole = self._written()
+        held = condition.expression.eval(self._whole).plain_value()
+        # An expression that divides by zero or reads an absent key yields an error's text, not an exception.
+        return held if held is True or held is False else None
 
 
 def _scalar(number: int) -> str:

@@ -195,7 +195,7 @@ class Rollout:
         return self.choose_by_id(generation.generation_id, generation.tenant_id)
 
     def choose_by_id(self, generation_id: str, tenant_id: str = "") -> Lineup:
-        """The same, where only the id is known: tenants' own canaries do not apply to a late signal."""
+        """The same, where only this is known. Of a record that cannot be read, the tenant is not."""
         if self._sole is not None:
             return self._sole
         takes = (trial.policy for trial in self._canary if trial.takes(generation_id, tenant_id))

@@ -7,50 +7,66 @@ know it. Rules of which that cannot be said are evaluated for every generation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from seawall.core.policy.evidence import Glance
 from seawall.core.policy.reachability import Alternative, Alternatives, needs
 
 
-class Watch(NamedTuple):
-    """Of a policy's rules together."""
+class Sign(NamedTuple):
+    """A score that has reached a value above 0; or a list of matches that is not empty."""
 
-    #: Label → the lowest score that can matter, above 0.
-    scores: Mapping[str, float]
-    #: Whether a match that counts, or one that does not, can matter by itself.
-    matches: bool
-    held_matches: bool
-    #: Indices of the rules that can hold without any of these.
-    unwatched: Sequence[int]
+    #: "<stage>.<label>", "matches" or "held_matches".
+    name: str
+    value: float
 
-
-def watch(rules: Sequence[Alternatives | None]) -> Watch:
-    """What to watch for, given the alternatives of every rule; None: they are not known."""
-    scores: dict[str, float] = {}
-    lists: set[str] = set()
-    unwatched = []
-    for number, alternatives in enumerate(rules):
-        signs = None if alternatives is None else [_sign(alternative, scores) for alternative in alternatives]
-        if signs is None or None in signs:
-            unwatched.append(number)
-            continue
-        for sign in signs:
-            match sign:
-                case (str(label), float(value)):
-                    scores[label] = min(value, scores.get(label, value))
-                case str(name):
-                    lists.add(name)
-    return Watch(scores, "matches" in lists, "held_matches" in lists, unwatched)
+    def seen(self, seen: Glance) -> bool:
+        """Whether it is there."""
+        if self.value:
+            return seen.scores.get(self.name, 0.0) >= self.value
+        return bool(seen.matches if self.name == "matches" else seen.held_matches)
 
 
-def _sign(alternative: Alternative, known: Mapping[str, float]) -> tuple[str, float] | str | None:
+class Watch:
+    """What to watch for, of a policy's rules together.
+
+    Args:
+        rules: the alternatives of every rule; None: they are not known.
+    """
+
+    def __init__(self, rules: Iterable[Alternatives | None]) -> None:
+        #: Label → the lowest score that can matter.
+        self.scores: dict[str, float] = {}
+        #: By rule: it holds only where one of these is seen; None: that cannot be said.
+        self.signs: Sequence[Sequence[Sign] | None] = [self._signs(alternatives) for alternatives in rules]
+        lists = {sign.name for signs in self.signs for sign in signs or () if not sign.value}
+        self._matches, self._held_matches = "matches" in lists, "held_matches" in lists
+
+    def alarmed(self, seen: Glance) -> bool:
+        """Whether anything is there that is watched for."""
+        return bool(seen.alarmed or (self._matches and seen.matches) or (self._held_matches and seen.held_matches))
+
+    def _signs(self, alternatives: Alternatives | None) -> Sequence[Sign] | None:
+        if alternatives is None:
+            return None
+        signs: list[Sign] = []
+        for alternative in alternatives:
+            sign = _sign(alternative, self.scores)
+            if sign is None:
+                return None
+            signs.append(sign)
+        for name, value in signs:
+            if value:
+                self.scores[name] = min(value, self.scores.get(name, value))
+        return signs
+
+
+def _sign(alternative: Alternative, watched: Mapping[str, float]) -> Sign | None:
     """One thing that must be seen for the alternative to hold: a list of matches, or the score that is reached least
     often: one as high as possible, and better one that is watched already."""
     for wanted, tree in alternative.opaque:
         if wanted and (name := needs(tree)) is not None:
-            return name
-    lows = [(label, low) for label, (low, _) in alternative.scores.items() if low > 0]
-    if not lows:
-        return None
-    return max(lows, key=lambda one: (known.get(one[0], 2.0) <= one[1], one[1], one[0]))
+            return Sign(name, 0.0)
+    lows = [Sign(label, low) for label, (low, _) in alternative.scores.items() if low > 0]
+    return max(lows, key=lambda sign: (watched.get(sign.name, 2.0) <= sign.value, sign.value, sign.name), default=None)

@@ -61,6 +61,7 @@ def late_signal(
         ),
         generation_id=measured.generation_id,
         attempt=measured.attempt,
+        tenant_id=measured.tenant_id,
         stage=ROOM,
         generation_record=record,
         caused_by=generation_pb2.RecordCoordinates(topic=topic, partition=listed.partition, offset=listed.offset),

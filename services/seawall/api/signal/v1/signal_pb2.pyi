@@ -480,6 +480,7 @@ class Signal(_message.Message):
     RPC_ATTEMPTS_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     CAUSED_BY_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
     signal_id: _builtins.str
     """Derived from generation_id, attempt and stage, or from what a bank's change says of them; see seawall.core.identity."""
     generation_id: _builtins.str
@@ -493,6 +494,10 @@ class Signal(_message.Message):
     """RPC attempts it took, 1 or more; 0 when no RPC was made."""
     batch_size: _builtins.int
     """Items in the micro-batch it rode in."""
+    tenant_id: _builtins.str
+    """The generation's tenant: a signal that comes after the decision is judged by the policy of its tenant, and the
+    generation is not at hand any more.
+    """
     @_builtins.property
     def generation_record(self) -> _generation_pb2.RecordCoordinates:
         """The generation record this speaks of."""
@@ -525,10 +530,11 @@ class Signal(_message.Message):
         rpc_attempts: _builtins.int = ...,
         batch_size: _builtins.int = ...,
         caused_by: _generation_pb2.RecordCoordinates | None = ...,
+        tenant_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caused_by", b"caused_by", "generation_record", b"generation_record", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefacts", b"artefacts", "attempt", b"attempt", "batch_size", b"batch_size", "caused_by", b"caused_by", "generation_id", b"generation_id", "generation_record", b"generation_record", "items", b"items", "relay_instance", b"relay_instance", "rpc_attempts", b"rpc_attempts", "service_instance", b"service_instance", "signal_id", b"signal_id", "stage", b"stage", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefacts", b"artefacts", "attempt", b"attempt", "batch_size", b"batch_size", "caused_by", b"caused_by", "generation_id", b"generation_id", "generation_record", b"generation_record", "items", b"items", "relay_instance", b"relay_instance", "rpc_attempts", b"rpc_attempts", "service_instance", b"service_instance", "signal_id", b"signal_id", "stage", b"stage", "tenant_id", b"tenant_id", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
