@@ -1,9 +1,9 @@
 """What telemetry costs the mesh: off, full, with a collector that hangs, and with one that is gone.
 
 Three meshes run side by side on the same events: without telemetry; with all of it (OTLP spans and metrics, endpoints
-scraped); and with a collector that takes connections and answers nothing. They drain small backlogs in turn, so whatever
-else the machine does meets all three. CPU time of all Python rooms counts, not the wall clock. At last the collector
-goes.
+scraped); and with a collector that takes connections and answers nothing. They drain small backlogs in turn, so
+whatever else the machine does meets all three. CPU time of all Python rooms counts, not the wall clock. At last the
+collector goes.
 """
 
 from __future__ import annotations
