@@ -27,6 +27,7 @@ from seawall.runtime.kafka import KafkaBroker
 from seawall.runtime.sealing import Sealer
 from seawall.runtime.settings import ContentSettings, KafkaSettings, SealingSettings
 from seawall.runtime.topics import TopicNames
+from tests.support.otlp import Received, collector
 
 SAMPLES_PER_CATEGORY = 4
 
@@ -115,13 +116,31 @@ def make_home(home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpMesh]:
+def _collector() -> Iterator[tuple[str, Received]]:
+    with collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def received(_collector: tuple[str, Received]) -> Received:
+    """What the mesh's rooms have sent over OTLP."""
+    return _collector[1]
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory, _collector: tuple[str, Received]) -> Iterator[UpMesh]:
     home = make_home(tmp_path_factory.mktemp("mesh") / "home")
     output = home / "up.log"
     with output.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "seawall.cli", "up"],
-            env={**os.environ, "SEAWALL_HOME": str(home), "SEAWALL_ROLLOUT": str(home / "rollout.yaml")},
+            env={
+                **os.environ,
+                "SEAWALL_HOME": str(home),
+                "SEAWALL_ROLLOUT": str(home / "rollout.yaml"),
+                "SEAWALL_TELEMETRY__OTLP_ENDPOINT": _collector[0],
+                "SEAWALL_TELEMETRY__METRICS_INTERVAL_SECONDS": "2",
+            },
             stdout=log,
             stderr=log,
             start_new_session=True,

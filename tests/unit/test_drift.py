@@ -1,17 +1,13 @@
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from seawall.classification.drift import ScoreWatch, reference_of, stability_index
-from seawall.runtime import metrics
 from seawall.runtime.model_card import Reference
 
 EVEN = Reference(edges=(0.25, 0.5, 0.75), shares=(0.25, 0.25, 0.25, 0.25))
@@ -78,20 +74,3 @@ def test_a_reference_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         Reference(edges=edges, shares=shares)
-
-
-def test_every_alert_asks_for_metrics_that_exist_and_has_a_runbook_entry() -> None:
-    root = Path(__file__).resolve().parents[2]
-    document = yaml.safe_load((root / "deploy/prometheus/classification.rules.yaml").read_text("utf-8"))
-    rules = [rule for group in document["groups"] for rule in group["rules"]]
-    assert len(rules) >= 3
-    suffix = {"counter": "_total", "gauge": "", "level": "", "histogram": "_bucket"}
-    exported = {one.name.replace(".", "_") + suffix[one.kind] for one in metrics.METRICS.values()}
-    attributes = {name.replace(".", "_") for name in metrics.ATTRIBUTES} | {"service_name"}
-    for rule in rules:
-        names = set(re.findall(r"\bmoderation_\w+|\bservice_name\b", rule["expr"]))
-        assert names and names <= exported | attributes
-        assert names & exported
-        page, _, anchor = rule["annotations"]["runbook"].partition("#")
-        headings = re.findall(r"^#+ (.+)$", (root / page).read_text("utf-8"), re.MULTILINE)
-        assert anchor in {heading.lower() for heading in headings}

@@ -381,6 +381,18 @@ def answer(metric: str, value: float, label: str, name: str) -> Answer:
     return Answer(Endpoint("perceptual_hashing", "host:1"), samples=[Sample(metric, {label: name}, value)])
 
 
+def reload_refused() -> Answer:
+    samples = [
+        Sample("moderation_model_reloads_total", {"moderation_model_reload_result": result}, count)
+        for result, count in (("swapped", 5.0), ("refused", 2.0))
+    ]
+    return Answer(Endpoint("classification", "host:1"), samples=samples)
+
+
+def event(name: str) -> Answer:
+    return answer("moderation_stream_events_total", 1.0, "moderation_event", name)
+
+
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
     assert doctor.examine(FINE) == []
 
@@ -437,6 +449,8 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
             "models",
             "m@1 was loaded 231 days ago",
         ),
+        ({"answers": [reload_refused()]}, "soon", "refused", "refused a changed model, rollout or pack 2 times"),
+        ({"answers": [event("policy_refused")]}, "soon", "refused", "met policy_refused"),
         ({"certificates": {"kafka.ssl_certfile": NOW - 1.0}}, "broken", "certificates", "kafka.ssl_certfile ended"),
         ({"certificates": {"kafka.ssl_certfile": NOW + 86_400.0}}, "soon", "certificates", "ends on 2027-01-16"),
         ({"certificates": {"kafka.ssl_certfile": "cannot be read"}}, "broken", "certificates", "cannot be read"),

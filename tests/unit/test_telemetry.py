@@ -285,14 +285,6 @@ def test_a_spans_file_that_cannot_be_written_is_fatal(tmp_path: Path) -> None:
 # The catalogue
 
 
-def test_every_name_has_a_sentence_and_ours_stand_under_one_roof() -> None:
-    entries: list[metrics.Metric | metrics.Attribute] = [*metrics.METRICS.values(), *metrics.ATTRIBUTES.values()]
-    for entry in entries:
-        assert entry.meaning.endswith(".") and " " in entry.meaning, entry.name
-        assert entry.name.startswith(("moderation.", "rpc.", "server.", "error.", "messaging.")), entry.name
-        assert entry.name == entry.name.lower()
-
-
 # Logs
 
 

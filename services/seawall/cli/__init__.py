@@ -4,6 +4,7 @@
     seawall submit | why                  one generation in; one decision explained
     seawall status | tail | doctor        how the rooms are; decisions as they are made; what is wrong, and its mend
     seawall hold list, dlq list|show|redrive|discard   what waits for a person
+    seawall restart ROOM                  one room of the mesh on this machine
     seawall run ROOM                      one room in this process, as a container or the supervisor starts it
     seawall policy new|check|test|diff|explain|replay|shadow
     seawall topics apply|check            the topics

@@ -139,6 +139,7 @@ def why(
 app.command()(oncall_app.status)
 app.command()(oncall_app.tail)
 app.command()(oncall_app.doctor)
+app.command()(oncall_app.restart)
 
 
 @app.command()

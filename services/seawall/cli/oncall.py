@@ -21,7 +21,9 @@ from seawall.cli.instants import instant_of
 from seawall.cli.reach import LocalSettings, endpoints, local_settings, topics_of
 from seawall.cli.why import OUTCOME_STYLE
 from seawall.core.errors import Fatal
+from seawall.local import restart as restarting
 from seawall.local import verdict
+from seawall.local.mesh import running
 from seawall.oncall import decisions
 from seawall.oncall import doctor as checks
 from seawall.oncall.status import LATE_SECONDS, NO_ANSWER, NOT_READY, READY, Overview, RoomLine, overview
@@ -167,6 +169,16 @@ def _line(decision: decisions.Decision) -> Text:
 def _seconds(decision: decisions.Decision) -> float | None:
     began = decision.generation_log_unix_nano
     return max(decision.decided_unix_nano - began, 0) / 1e9 if began else None
+
+
+def restart(room: str) -> None:
+    """Restart a room of the local mesh."""
+    home = seawall_home()
+    mesh = running(home)
+    if mesh is None:
+        raise Fatal("NO_MESH", f"no mesh runs on {home}: `seawall restart` is for the one that `seawall up` runs there")
+    done = restarting.restart(home, mesh, room)
+    terminal.console().print(f"{room}: process {done.before} ended, {done.after} is ready")
 
 
 def hold_list(since: str, *, json_output: bool) -> None:

@@ -81,6 +81,15 @@ def doctor(json_output: Json = False) -> None:
     command.doctor(json_output=json_output)
 
 
+def restart(
+    room: Annotated[str, typer.Argument(metavar="ROOM", help="As `seawall status` names it; or kafka.")],
+) -> None:
+    """Restart a room of the mesh on this machine, and wait until it is ready. In a cluster: the orchestrator's."""
+    from seawall.cli import oncall as command
+
+    command.restart(room)
+
+
 @hold_app.command("list")
 def hold_list(since: Since = "24h", json_output: Json = False) -> None:
     """What is held now, for how long, after how many attempts, and why."""

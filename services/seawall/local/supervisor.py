@@ -269,6 +269,7 @@ class Supervisor:
             )
         finally:
             os.close(descriptor)
+        pid_file(self._run, room.spec.name).write_text(f"{room.process.pid}\n", encoding="ascii")
         self._change(room, State.STARTING)
         exited = asyncio.create_task(room.process.wait())
         ready_since: float | None = None
@@ -285,7 +286,8 @@ class Supervisor:
                 self._change(room, State.STARTING, "not ready any more")
             pause = _READY_POLL_SECONDS if room.state is State.STARTING else _READY_WATCH_SECONDS
             await asyncio.wait([exited], timeout=pause)
-        room.ready_file.unlink(missing_ok=True)
+        for file in (room.ready_file, pid_file(self._run, room.spec.name)):
+            file.unlink(missing_ok=True)
         return ready_since
 
     def _give_up(self, room: _Room, ended: str) -> None:
@@ -311,6 +313,11 @@ class Supervisor:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             for room in self._rooms.values():
                 await asyncio.to_thread(turn_over, room.log, MAX_LOG_BYTES)
+
+
+def pid_file(run: Path, room: str) -> Path:
+    """Where the process id of a room stands while it runs, ready or not."""
+    return run / f"{room}.pid"
 
 
 def turn_over(log: Path, max_bytes: int) -> None:

@@ -75,6 +75,10 @@ async def gather(
     """Everything the checks need; what cannot be asked is part of it."""
     found = Gathered(rooms=overview.rooms, kafka_fault=overview.kafka_fault, now=time.time())
     found.answers = await ask(endpoints)
+    found.certificates = {setting: certificate_ends(path) for setting, path in certificates.items()}
+    found.disks = {str(folder): _free(folder) for folder in folders if folder.exists()}
+    if found.kafka_fault:
+        return found
     try:
         found.problems = await topics.check(broker, names)
         admin = broker.admin()
@@ -85,8 +89,6 @@ async def gather(
             await admin.stop()
     except Retryable as error:
         found.kafka_fault = f"{error.reason}: {error.detail}"
-    found.certificates = {setting: certificate_ends(path) for setting, path in certificates.items()}
-    found.disks = {str(folder): _free(folder) for folder in folders if folder.exists()}
     return found
 
 
@@ -218,6 +220,27 @@ def _lists(found: Gathered) -> Iterator[Finding]:
                 )
 
 
+def _refusals(found: Gathered) -> Iterator[Finding]:
+    """What rooms have been given and did not take up, since they started."""
+    for answer in found.answers:
+        refused = answer.value(scraped("moderation.model.reloads"), moderation_model_reload_result="refused")
+        if refused:
+            yield Finding(
+                Level.SOON,
+                "refused",
+                f"{answer.room} has refused a changed model, rollout or pack {refused:.0f} times: what served goes on",
+                "its log says why; `seawall models check FOLDER`, then install a whole pack again",
+            )
+        for event in ("policy_refused", "policy_reload_crashed"):
+            if answer.value(scraped("moderation.stream.events"), moderation_event=event):
+                yield Finding(
+                    Level.SOON,
+                    "refused",
+                    f"{answer.room} met {event}: a changed policy is not in force",
+                    "its log has line and mend; `seawall policy check FOLDER` says the same",
+                )
+
+
 def _certificates(found: Gathered) -> Iterator[Finding]:
     for setting, ends in sorted(found.certificates.items()):
         if isinstance(ends, str):
@@ -248,7 +271,7 @@ def _disks(found: Gathered) -> Iterator[Finding]:
 
 Check = Callable[[Gathered], Iterable[Finding]]
 #: Every check, in the order of the stream.
-CHECKS: Final[Sequence[Check]] = (_kafka, _rooms, _versions, _clocks, _lists, _certificates, _disks)
+CHECKS: Final[Sequence[Check]] = (_kafka, _rooms, _versions, _clocks, _lists, _refusals, _certificates, _disks)
 
 
 def _free(folder: Path) -> float:

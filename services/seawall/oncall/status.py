@@ -18,6 +18,8 @@ from seawall.runtime.topics import TopicNames
 NO_ANSWER, NOT_READY, READY = "no answer", "not ready", "ready"
 #: A room is late above this, seconds: longer than any budget of the default policy.
 LATE_SECONDS: Final = 60.0
+#: Kafka is asked for so long: a person waits (seconds).
+_KAFKA_SECONDS: Final = 6.0
 _TOPIC: Final = "messaging_destination_name"
 
 
@@ -83,9 +85,12 @@ async def overview(
 
 async def _lags(broker: Broker, names: TopicNames, rooms: set[str]) -> tuple[list[Lag], str]:
     try:
-        return await lags(broker, [group for group in groups(names) if group.room in rooms]), ""
+        async with asyncio.timeout(_KAFKA_SECONDS):
+            return await lags(broker, [group for group in groups(names) if group.room in rooms]), ""
     except Retryable as error:
         return [], f"{error.reason}: {error.detail}"
+    except TimeoutError:
+        return [], f"BROKER_UNAVAILABLE: no answer in {_KAFKA_SECONDS:g} s"
 
 
 def _line(answer: Answer, before: Answer | None, found: Sequence[Lag]) -> RoomLine:

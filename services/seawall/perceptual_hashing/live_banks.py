@@ -93,6 +93,7 @@ class LiveBanks:
         self._failure: SeawallError | None = None
         self._plug_ins = PlugInHashes(plug_ins)
         self.matcher = Matcher(self._folders, fixed=self._fixed, plug_ins=self._plug_ins)
+        self._tell(self.matcher.banks)
         _tell_not_matched(self.matcher)
         if self._broker is not None:
             self._open_store()

@@ -9,14 +9,10 @@ from opentelemetry.trace import SpanKind
 
 from seawall.runtime import metrics, telemetry
 from seawall.runtime.broker import Record
+from seawall.runtime.events import Level, level
 from seawall.runtime.logging import get_logger
 from seawall.runtime.readiness import ReadyFile
 from seawall.runtime.room_status import status
-
-#: Events of ordinary life; the others are warnings.
-_CALM = frozenset({"ready", "not_ready", "policy_reloaded"})
-#: Events that an operator must act on.
-_ALARMS = frozenset({"halted", "crashed", "policy_refused", "policy_reload_crashed"})
 
 #: Events that say why a room is not ready, if it is not.
 _UNREADY = frozenset({"poll_failed", "produce_failed", "write_failed", "take_over_failed"})
@@ -40,12 +36,13 @@ class StreamObserver:
         elif name in _UNREADY:
             status.blocked(reason)
         metrics.STREAM_EVENTS.add(1, {metrics.EVENT: name, metrics.ERROR_TYPE: reason})
-        if name in _ALARMS:
-            self._log.error(name, exc_info=error, **fields)
-        elif name in _CALM:
-            self._log.info(name, **fields)
-        else:
-            self._log.warning(name, **fields)
+        match level(name):
+            case Level.ALARM:
+                self._log.error(name, exc_info=error, **fields)
+            case Level.CALM:
+                self._log.info(name, **fields)
+            case Level.WARNING:
+                self._log.warning(name, **fields)
 
     def ready(self, ready: bool) -> None:
         """Keep the ready file true, and say when it changes."""

@@ -7,7 +7,7 @@ Instruments are proxies until `telemetry.setup` installs a provider, and cost ne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from opentelemetry import metrics
 
@@ -27,6 +27,27 @@ class Attribute(NamedTuple):
     name: str
     meaning: str
 
+
+class SpanName(NamedTuple):
+    """A kind of span: what its name begins with, whose it is, and what it covers."""
+
+    name: str
+    kind: str
+    meaning: str
+
+
+#: ``{operation} {destination}``, for RPCs the method. <stage> is a room's name, <topic> the topic's in its lane.
+SPANS: Final[tuple[SpanName, ...]] = (
+    SpanName("process <topic>", "CONSUMER", "A relay's micro-batch: one RPC; links to the generations in it."),
+    SpanName("<package.Service/Method>", "SERVER", "A stage service's work on a batch, below the relay's span."),
+    SpanName("decide <topic>", "CONSUMER", "One generation attempt, from its log time to its decision's."),
+    SpanName("measure <stage>", "INTERNAL", "What became of it in one stage, until its signal was logged."),
+    SpanName("queue <stage>", "INTERNAL", "It waited in the topic, until the relay's poll returned it."),
+    SpanName("batch <stage>", "INTERNAL", "It waited in the relay for its batch, and for a free RPC."),
+    SpanName("call <stage>", "INTERNAL", "The RPC, until the signal was handed to the producer."),
+    SpanName("infer <stage>", "INTERNAL", "The service's work on the whole batch it rode in."),
+    SpanName("join <topic>", "INTERNAL", "From the last signal's log time to the decision's."),
+)
 
 METRICS: dict[str, Metric] = {}
 ATTRIBUTES: dict[str, Attribute] = {}

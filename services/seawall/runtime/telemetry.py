@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -30,7 +30,9 @@ from seawall.runtime.allowance import Allowance
 from seawall.runtime.logging import get_logger
 from seawall.runtime.room_status import status
 from seawall.runtime.settings import TelemetrySettings
-from seawall.runtime.status_server import StatusServer
+
+if TYPE_CHECKING:
+    from seawall.runtime.status_server import StatusServer
 
 HEADER = "traceparent"
 #: Links of one batch span; a larger batch names its first ones.
