@@ -41,12 +41,11 @@ async def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="seawall-screenshots-") as name:
         home = Path(name)
         os.environ["SEAWALL_HOME"] = str(home)
-        (home / "models").symlink_to(shared / "models")
+        for kept in ("cache", "models"):
+            (home / kept).symlink_to(shared / kept, target_is_directory=True)
         await asyncio.to_thread(demo_bank.ensure, home / "banks")
         environment = {"SEAWALL_HTTP__PORT": "0"}
-        async with Mesh.open(
-            home, environment=environment, cache=shared / "cache", beside=("ledger", "console")
-        ) as mesh:
+        async with Mesh.open(home, environment=environment, beside=("ledger", "console")) as mesh:
             settings = LocalSettings(kafka=mesh.kafka_settings)
             sealer, store = Sealer.from_settings(settings.sealing), ContentStore(settings.content)
             async with Platform.open(mesh.broker(), sealer, store, topics_of(settings)) as platform:
