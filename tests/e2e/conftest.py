@@ -1,4 +1,4 @@
-"""One real mesh for the whole session: `seawall up` as a process of its own, in a temporary home."""
+"""One real mesh for the whole session: `seawall up --with console` as a process of its own, in a temporary home."""
 
 from __future__ import annotations
 
@@ -120,8 +120,13 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpMesh]:
     output = home / "up.log"
     with output.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "seawall.cli", "up"],
-            env={**os.environ, "SEAWALL_HOME": str(home), "SEAWALL_ROLLOUT": str(home / "rollout.yaml")},
+            [sys.executable, "-m", "seawall.cli", "up", "--with", "console"],
+            env={
+                **os.environ,
+                "SEAWALL_HOME": str(home),
+                "SEAWALL_ROLLOUT": str(home / "rollout.yaml"),
+                "SEAWALL_HTTP__PORT": "0",
+            },
             stdout=log,
             stderr=log,
             start_new_session=True,
