@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page
+from rich.console import Console
 
 from seawall.cli.reach import LocalSettings, topics_of
+from seawall.cli.terminal import StatusLines
 from seawall.local import demo, demo_bank
 from seawall.local.demo import Summary
 from seawall.local.mesh import Mesh
@@ -45,7 +47,9 @@ async def main(folder: Path) -> None:
             (home / kept).symlink_to(shared / kept, target_is_directory=True)
         await asyncio.to_thread(demo_bank.ensure, home / "banks")
         environment = {"SEAWALL_HTTP__PORT": "0"}
-        async with Mesh.open(home, environment=environment, beside=("ledger", "console")) as mesh:
+        async with Mesh.open(
+            home, StatusLines(Console(stderr=True)), environment=environment, beside=("ledger", "console")
+        ) as mesh:
             settings = LocalSettings(kafka=mesh.kafka_settings)
             sealer, store = Sealer.from_settings(settings.sealing), ContentStore(settings.content)
             async with Platform.open(mesh.broker(), sealer, store, topics_of(settings)) as platform:
