@@ -1,4 +1,4 @@
-"""One real mesh for the whole session: `seawall up` as a process of its own, in a temporary home."""
+"""One real mesh for the whole session: `seawall up --with console` as a process of its own, in a temporary home."""
 
 from __future__ import annotations
 
@@ -133,13 +133,14 @@ def mesh(tmp_path_factory: pytest.TempPathFactory, _collector: tuple[str, Receiv
     output = home / "up.log"
     with output.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "seawall.cli", "up"],
+            [sys.executable, "-m", "seawall.cli", "up", "--with", "console"],
             env={
                 **os.environ,
                 "SEAWALL_HOME": str(home),
                 "SEAWALL_ROLLOUT": str(home / "rollout.yaml"),
                 "SEAWALL_TELEMETRY__OTLP_ENDPOINT": _collector[0],
                 "SEAWALL_TELEMETRY__METRICS_INTERVAL_SECONDS": "2",
+                "SEAWALL_HTTP__PORT": "0",
             },
             stdout=log,
             stderr=log,

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page
+from rich.console import Console
 
 from seawall.cli.reach import LocalSettings, topics_of
+from seawall.cli.terminal import StatusLines
 from seawall.local import demo, demo_bank
 from seawall.local.demo import Summary
 from seawall.local.mesh import Mesh
@@ -41,11 +43,12 @@ async def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="seawall-screenshots-") as name:
         home = Path(name)
         os.environ["SEAWALL_HOME"] = str(home)
-        (home / "models").symlink_to(shared / "models")
+        for kept in ("cache", "models"):
+            (home / kept).symlink_to(shared / kept, target_is_directory=True)
         await asyncio.to_thread(demo_bank.ensure, home / "banks")
         environment = {"SEAWALL_HTTP__PORT": "0"}
         async with Mesh.open(
-            home, environment=environment, cache=shared / "cache", beside=("ledger", "console")
+            home, StatusLines(Console(stderr=True)), environment=environment, beside=("ledger", "console")
         ) as mesh:
             settings = LocalSettings(kafka=mesh.kafka_settings)
             sealer, store = Sealer.from_settings(settings.sealing), ContentStore(settings.content)

@@ -86,7 +86,7 @@ async def get_decision(
     """Why a generation was decided as it was."""
     state = state_of(request)
     audit.record("look", user, generation_id=generation_id[:160])
-    found = await state.look_up.explain(generation_id, user.tenant, ledger_is_behind=state.behind() != 0)
+    found = await state.look_up.explain(generation_id, user.tenant, state.behind)
     if found is None:
         raise NotFound
     return found

@@ -4,7 +4,7 @@ what it can while the other is away. A generation of another tenant is not found
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from sqlalchemy import Engine, RowMapping
@@ -38,11 +38,13 @@ class LookUp:
         self._db = db
         self._records = records
 
-    async def explain(self, generation_id: str, tenant_id: str | None, *, ledger_is_behind: bool) -> Explained | None:
+    async def explain(
+        self, generation_id: str, tenant_id: str | None, behind: Callable[[], float | None]
+    ) -> Explained | None:
         """Why the generation was decided as it was; None if it is not found.
 
         Args:
-            ledger_is_behind: what the ledger lacks may be in the topic.
+            behind: seconds that the ledger is behind, None where nobody knows: what it lacks may be in the topic.
 
         Raises Retryable where neither the ledger nor Kafka can say.
         """
@@ -55,7 +57,9 @@ class LookUp:
         # First, so that what is another tenant's takes the way of what does not exist.
         rows = _rows_of(rows, tenant_id)
         if not rows:
-            return await self._from_kafka(generation_id, tenant_id, _LEDGER_BEHIND) if ledger_is_behind else None
+            if await asyncio.to_thread(behind) == 0:
+                return None
+            return await self._from_kafka(generation_id, tenant_id, _LEDGER_BEHIND)
         notes = []
         try:
             found = await self._records.at([Place(row["partition"], row["offset"]) for row in rows])

@@ -80,7 +80,7 @@ async def decision_page(request: Request, generation_id: str, user: DecisionsUse
     state = state_of(request)
     audit.record("look", user, generation_id=generation_id[:160])
     try:
-        found = await state.look_up.explain(generation_id, user.tenant, ledger_is_behind=state.behind() != 0)
+        found = await state.look_up.explain(generation_id, user.tenant, state.behind)
     except SeawallError as error:
         return page(request, "decision.html", status=503, found=None, generation_id=generation_id, trouble=error)
     if found is None:

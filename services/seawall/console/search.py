@@ -90,10 +90,10 @@ def _by_id(value: str) -> dict[str, str]:
 
 def find(db: Engine, search: Search, *, limit: int, after: Cursor | None) -> tuple[Sequence[RowMapping], Cursor | None]:
     """As `queries.find`. 32 hex digits may be a trace, or a generation whose platform names them so."""
-    found = queries.find(db, search.wanted, limit=limit, after=after)
+    found = queries.find(db, search.wanted, limit=limit, after=after, with_summary=False)
     if not found[0] and search.wanted.trace_id is not None:
         wanted = replace(search.wanted, trace_id=None, generation_id=search.values["id"])
-        return queries.find(db, wanted, limit=limit, after=after)
+        return queries.find(db, wanted, limit=limit, after=after, with_summary=False)
     return found
 
 
@@ -136,7 +136,8 @@ def export(db: Engine, wanted: Filter, most: int, *, seconds: float) -> Iterator
     until, after, written = time.monotonic() + seconds, None, 0
     while True:
         try:
-            rows, after = queries.find(db, wanted, limit=min(queries.MAX_PAGE, most - written), after=after)
+            limit = min(queries.MAX_PAGE, most - written)
+            rows, after = queries.find(db, wanted, limit=limit, after=after, with_summary=False)
         except SeawallError as error:
             yield _line(["# incomplete", error.reason])
             return

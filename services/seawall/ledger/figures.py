@@ -146,7 +146,10 @@ def open_holds(db: Engine, since: int, tenant_id: str | None = None) -> Sequence
         held = held.where(decisions.c.tenant_id == tenant_id)
     newest, later = held.subquery(), decisions.alias("later")
     after = select(later.c.decision_id).where(
-        later.c.generation_id == newest.c.generation_id, later.c.attempt > newest.c.attempt
+        later.c.generation_id == newest.c.generation_id,
+        later.c.attempt > newest.c.attempt,
+        # So that PostgreSQL need not look into the partitions before it.
+        later.c.day >= newest.c.day,
     )
     query: Select[Any] = select(newest).where(~after.exists()).order_by(newest.c.decided_unix_nano.desc())
     with retryable("search"), db.connect() as connection:

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Engine, RowMapping, Select, func, or_, select, tuple_
+from sqlalchemy import Connection, Engine, RowMapping, Select, func, or_, select, tuple_
 
 from seawall.ledger.database import retryable
 from seawall.ledger.tables import artefact_sets, contents, dead_letters, decisions, positions, unreadable
@@ -49,33 +49,34 @@ class Filter:
 
 
 def find(
-    db: Engine, wanted: Filter, *, limit: int = 50, after: Cursor | None = None
+    db: Engine, wanted: Filter, *, limit: int = 50, after: Cursor | None = None, with_summary: bool = True
 ) -> tuple[Sequence[RowMapping], Cursor | None]:
     """Decisions, newest first, and the cursor of the next page if there may be one.
+
+    Args:
+        with_summary: a list needs no summaries, and they are most of a row.
 
     A decision of another tenant than the filter's is not found, exactly as one that does not exist.
 
     Raises Retryable and Fatal as `database.retryable`.
     """
     limit = min(max(limit, 1), MAX_PAGE)
-    query = _query(wanted, after).limit(limit)
+    query = _query(wanted, after, with_summary=with_summary).limit(limit)
     if db.dialect.name == "postgresql":
         query = query.where(*_days(wanted, after))
     with retryable("search"), db.connect() as connection:
         if wanted.artefact is None:
             found = connection.execute(query).mappings().all()
         else:
-            # One index range a set, merged: over all at once a database would sort everything a model was ever part of.
-            sets = connection.execute(_sets(wanted)).scalars().all()
-            each = (connection.execute(query.where(decisions.c.artefact_set == one)).mappings() for one in sets)
-            found = sorted(chain.from_iterable(each), key=_newest, reverse=True)[:limit]
+            found = _of_sets(connection, query, _sets(wanted, after), limit)
     last = found[-1] if len(found) == limit else None
     return found, _newest(last) if last else None
 
 
-def _query(wanted: Filter, after: Cursor | None) -> Select[Any]:
+def _query(wanted: Filter, after: Cursor | None, *, with_summary: bool) -> Select[Any]:
     columns = decisions.c
-    query = select(decisions).where(*_conditions(wanted))
+    shown = [column for column in columns if with_summary or column is not columns.summary]
+    query = select(*shown).where(*_conditions(wanted))
     if after is not None:
         # The first condition alone is a range of the index: without it a deep page would be read from the newest on.
         query = query.where(
@@ -97,11 +98,33 @@ def _day(unix_nano: int) -> date:
     return datetime.fromtimestamp(min(max(unix_nano // 1_000_000_000, 0), _LAST_SECOND), UTC).date()
 
 
-def _sets(wanted: Filter) -> Select[Any]:
-    sets = select(artefact_sets.c.artefact_set).where(artefact_sets.c.name == wanted.artefact)
+def _sets(wanted: Filter, after: Cursor | None) -> Select[Any]:
+    """Sets with the artefact and when each was used last before the cursor, that latest first; each change of a list
+    makes a set."""
+    named = select(artefact_sets.c.artefact_set).where(artefact_sets.c.name == wanted.artefact)
     if wanted.artefact_version is not None:
-        sets = sets.where(artefact_sets.c.version == wanted.artefact_version)
-    return sets.distinct().limit(_MAX_SETS)
+        named = named.where(artefact_sets.c.version == wanted.artefact_version)
+    sets = named.distinct().subquery()
+    used = select(func.max(decisions.c.decided_unix_nano)).where(decisions.c.artefact_set == sets.c.artefact_set)
+    latest = [nanos for nanos in (wanted.until, after and after.decided_unix_nano) if nanos is not None]
+    if latest:
+        used = used.where(decisions.c.decided_unix_nano <= min(latest))
+    newest = used.scalar_subquery().label("newest")
+    dated = select(sets.c.artefact_set, newest).subquery()
+    query = select(dated).where(dated.c.newest.is_not(None)).order_by(dated.c.newest.desc())
+    return query.limit(_MAX_SETS)
+
+
+def _of_sets(connection: Connection, query: Select[Any], sets: Select[Any], limit: int) -> list[RowMapping]:
+    """One index range a set, merged: over all at once a database would sort everything a model was ever part of. The
+    set that was used last comes first, so that most are older than the page and need no look."""
+    found: list[RowMapping] = []
+    for artefact_set, newest in connection.execute(sets).all():
+        if len(found) == limit and newest < found[-1]["decided_unix_nano"]:
+            break
+        more = connection.execute(query.where(decisions.c.artefact_set == artefact_set)).mappings()
+        found = sorted(chain(found, more), key=_newest, reverse=True)[:limit]
+    return found
 
 
 def _newest(row: RowMapping) -> Cursor:

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,7 +153,7 @@ class Mesh:
                 ]
                 supervisor.start([*readers, *others])
                 await supervisor.ready(timeout=READERS_SECONDS)
-                with _announced(home, kafka.bootstrap_servers):
+                with _announced(home, kafka.bootstrap_servers, [*ROOMS, *(name for name in BESIDE if name in beside)]):
                     yield mesh
             finally:
                 # Shielded: a second Ctrl-C must not leave processes behind.
@@ -269,11 +269,11 @@ def _only_one(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _announced(home: Path, bootstrap_servers: str) -> Iterator[None]:
+def _announced(home: Path, bootstrap_servers: str, rooms: Sequence[str]) -> Iterator[None]:
     """Tell other commands where the mesh is, for as long as it is there."""
     path = home / "run" / "mesh.json"
     temporary = path.with_suffix(".tmp")
-    document = {"pid": os.getpid(), "bootstrap_servers": bootstrap_servers, "rooms": ROOMS}
+    document = {"pid": os.getpid(), "bootstrap_servers": bootstrap_servers, "rooms": list(rooms)}
     temporary.write_text(json.dumps(document), encoding="utf-8")
     temporary.replace(path)
     try:
