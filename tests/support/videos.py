@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from itertools import chain
 from typing import Any
 
@@ -58,8 +59,12 @@ def tracks(each: Sequence[Iterable[Pixels]], codec: str = "libx264", container: 
     return out.getvalue()
 
 
-def repeated(pixels: Pixels, frames: int) -> bytes:
-    """One frame so many times, coded once: cheap to make, and each as dear to decode as the first."""
+def repeated(pixels: Pixels, frames: int, step: int = 512) -> bytes:
+    """One frame so many times, coded once: cheap to make, and each as dear to decode as the first.
+
+    Args:
+        step: from one to the next, in 12,288ths of a second.
+    """
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as file:
         stream = _stream(file, "libx264", pixels, {"qp": "45", "preset": "ultrafast"})
@@ -67,9 +72,9 @@ def repeated(pixels: Pixels, frames: int) -> bytes:
         content = bytes(packet)
         for number in range(frames):
             again = av.Packet(content)
-            again.stream, again.time_base, again.is_keyframe = stream, packet.time_base, True
-            again.pts = again.dts = number * packet.duration
-            again.duration = packet.duration
+            again.stream, again.time_base, again.is_keyframe = stream, Fraction(1, 12_288), True
+            again.pts = again.dts = number * step
+            again.duration = step
             file.mux(again)
     return out.getvalue()
 

@@ -5,7 +5,8 @@ Every frame of every picture track is decoded, and each is compared with the las
 * the first;
 * each that differs from the last one given: a cut, or movement that has added up, so that a single frame is found
   wherever it stands;
-* one in every second, at a place that follows from the file's own digest, however little has changed.
+* one of every 30, at a place that follows from the file's own digest, however little has changed and whatever times the
+  file claims.
 
 So what is given is the same on every machine, and nothing lies between samples. A video that cannot be decoded whole,
 or within the limits, is unscannable; the frames before the fault have been given by then.
@@ -39,6 +40,8 @@ _DECODERS: Final = ("h264", "hevc", "vp8", "vp9", "libdav1d", "av1", "mpeg4", "p
 _THUMBNAIL: Final = 32
 _MEAN_LEVELS: Final = 2.0
 _CELL_LEVELS: Final = 32
+#: Of so many frames one is given in any case: about a second.
+_STRETCH: Final = 30
 
 
 def prepare() -> None:
@@ -100,7 +103,7 @@ def _given(
         for frame in decoded:
             if number >= limits.max_video_frames:
                 raise too_many_frames(limits)
-            if choice.wants(frame, frame.time if frame.time is not None else 0.0):
+            if choice.wants(frame, number):
                 yield number, shape(frame)
             number += 1
     if not number:
@@ -146,18 +149,15 @@ class _Choice:
         self._format = "gray" if mode == "gray" else "rgb24"
         self._scaler = _scaler()
         self._last: npt.NDArray[np.int16] | None = None
-        #: The second that the next frame is due in, and when.
-        self._second = -1
-        self._due = 0.0
 
-    def wants(self, frame: Any, time: float) -> bool:
-        """Whether the frame, which is to be shown at a time in seconds, is given."""
+    def wants(self, frame: Any, number: int) -> bool:
+        """Whether a frame is given."""
         small = self._scaler.reformat(frame, _THUMBNAIL, _THUMBNAIL, self._format, interpolation="AREA")
         thumbnail = small.to_ndarray().astype(np.int16)
         difference = np.abs(thumbnail - self._last) if self._last is not None else None
         wanted = (
             difference is None
-            or self._is_due(time)
+            or self._is_due(number)
             or float(difference.mean()) > _MEAN_LEVELS
             or int(difference.max()) > _CELL_LEVELS
         )
@@ -165,16 +165,10 @@ class _Choice:
             self._last = thumbnail
         return wanted
 
-    def _is_due(self, time: float) -> bool:
-        second = int(time)
-        if second > self._second:
-            self._second = second
-            place = hashlib.sha256(self._digest + second.to_bytes(8, "big")).digest()
-            self._due = second + int.from_bytes(place[:4], "big") / 2**32
-        if time < self._due:
-            return False
-        self._due = float("inf")
-        return True
+    def _is_due(self, number: int) -> bool:
+        stretch, place = divmod(number, _STRETCH)
+        said = hashlib.sha256(self._digest + stretch.to_bytes(8, "big")).digest()
+        return place == int.from_bytes(said[:8], "big") % _STRETCH
 
 
 class _Shape:
