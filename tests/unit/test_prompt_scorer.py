@@ -112,10 +112,10 @@ def write_head(path: Path, pack: model_pack.ModelPack, **changes: Any) -> Path:
         "encoder_model_sha256": pack.card.files["model.onnx"],
         "train_set_sha256": "0" * 64,
         "train_templates": {"positive": 1, "hard_negative": 1},
-        "features": 1,
+        "features": 2,
         "calibration": {"slope": 1.0, "offset": 0.0},
         "bias": -6.0,
-        "weights": [8.0, 0.0, 0.0, 4.0, 0.0, 0.0, *([0.0] * SYNTAX_FEATURES)],
+        "weights": [8.0, 0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, *([0.0] * SYNTAX_FEATURES)],
         **changes,
     }
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -658,7 +658,7 @@ def test_a_head_that_does_not_belong_is_refused(home: Path, tmp_path: Path) -> N
         BlockHead(encoder, pack, tmp_path / "absent.json")
     with pytest.raises(Fatal, match="WRONG_BLOCK_HEAD"):
         BlockHead(encoder, pack)
-    for field, value in (("bias", "secretword"), ("weights", [1.0]), ("languages", []), ("features", 2)):
+    for field, value in (("bias", "secretword"), ("weights", [1.0]), ("languages", []), ("features", 1)):
         with pytest.raises(Fatal, match=f"BAD_BLOCK_HEAD: .*{field}") as caught:
             BlockHead(encoder, pack, write_head(path, pack, **{field: value}))
         assert "secretword" not in str(caught.value)

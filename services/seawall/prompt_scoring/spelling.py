@@ -1,9 +1,9 @@
 """Repairs spelling, benign and risky words alike, so that "explicti" is read and "miner" stays a miner.
 
 A language's known words are ordinary ones and those of the term packs. A known word is never touched. An unknown one is
-repaired when a pack's word is within one edit of it (two for long words) and no ordinary word is nearer; where one is,
-that one is taken. Unknown words are also read backwards, put together from pieces ("chi ld"), and taken apart where
-words run together. A text that is mostly unknown words is in another language, and is left alone.
+repaired when a pack's word is within one edit of it (two for long words) and no frequent ordinary word is nearer; where
+one is, that one is taken. Unknown words are also read backwards, put together from pieces ("chi ld"), and taken apart
+where words run together. A text that is mostly unknown words is in another language, and is left alone.
 
 All bounds are counted, so that the work is linear in the text. Pure.
 """
@@ -37,6 +37,8 @@ _MAX_PIECES, _PIECE_LETTERS = 5, 4
 _KNOWN_SHARE = 0.5
 #: An ordinary word of two or three letters is taken for one only among the most frequent.
 _SHORT_WORDS_WITHIN = 4000
+#: An ordinary word is what was meant, rather than a pack's, only if it is one of the most frequent.
+_MEANT_WITHIN = 20_000
 
 
 class Repair(NamedTuple):
@@ -66,7 +68,7 @@ class Spelling:
         self.words = self._ordinary | self.risky
         self.known = frozenset(word.encode() for word in self.words)
         self._near: Mapping[str, Sequence[str]] = _deletions(self.risky)
-        self._neighbours = _Neighbours(dict.fromkeys(word for word in ordinary if word in self._ordinary))
+        self._neighbours = _Neighbours(dict.fromkeys(ordinary[:_MEANT_WITHIN]))
         #: Words of packs that may come in pieces, as UTF-8.
         broken = [word for word in self.risky if _MIN_LETTERS <= len(word) <= _MAX_LETTERS]
         self._broken = frozenset(word.encode() for word in broken)
