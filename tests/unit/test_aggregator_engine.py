@@ -136,6 +136,22 @@ async def test_an_event_from_a_wrong_clock_is_held_in_time(tmp_path: Path, said:
     assert [(d.outcome, d.rescanned) for d in stream.decisions()] == [(HOLD, True)]
 
 
+async def test_budgets_of_decided_generations_are_let_go(stream: Stream) -> None:
+    """Their budgets are spent long after they were decided, by when others have come by the thousand."""
+    count = 3_000
+    await stream.send(*(generation(f"g-{n}") for n in range(count)))
+    await stream.send_join(*(signal(generation(f"g-{n}"), PROMPT, offset=n) for n in range(count)))
+    await stream.send(generation("open", media=1))
+    async with stream.aggregator(Seen()) as aggregator:
+        await stream.written(NAMES.decisions, count)
+        await opened(aggregator, 1)
+        state = aggregator._partitions[0]
+        async with asyncio.timeout(20):
+            while len(state.due) > 1_002:  # noqa: ASYNC110  it looks now and then
+                await asyncio.sleep(0.005)
+        assert count in {offset for _, offset in state.due}, "the open one's is kept"
+
+
 async def test_a_rule_that_errs_holds_the_generation_and_is_named(stream: Stream, tmp_path: Path) -> None:
     document = yaml.safe_load((AggregatorSettings().policy / "policy.yaml").read_text("utf-8"))
     broken = [("divides", "1 / evidence.matches.size() == 1"), ("reads", "evidence.items[7].score['x'] > 0.5")]
