@@ -138,7 +138,7 @@ async def test_an_event_from_a_wrong_clock_is_held_in_time(tmp_path: Path, said:
 
 async def test_budgets_of_decided_generations_are_let_go(stream: Stream) -> None:
     """Their budgets are spent long after they were decided, by when others have come by the thousand."""
-    count = 3_000
+    count = 1_200
     await stream.send(*(generation(f"g-{n}") for n in range(count)))
     await stream.send_join(*(signal(generation(f"g-{n}"), PROMPT, offset=n) for n in range(count)))
     await stream.send(generation("open", media=1))
