@@ -114,6 +114,64 @@ async def test_time_is_written_to_the_log_and_obeyed_when_read(tmp_path: Path) -
         assert (attempt.generation_id, attempt.attempt, attempt.rescan_of.offset) == (g.generation_id, 2, 0)
 
 
+@pytest.mark.parametrize(("said", "due"), [(-300, 0), (20, 20), (10**9, 3_600)])
+async def test_an_event_from_a_wrong_clock_is_held_in_time(tmp_path: Path, said: int, due: int) -> None:
+    """A platform five minutes behind, one that is right, and one in another century: seconds from now, and the wait."""
+    clock = ManualClock()
+    stream = Stream(tmp_path, clock=clock)
+    g = generation(media=1)
+    g.create_time.seconds = g.deadline_time.seconds = clock.now_nanos() // SECOND + said
+    await stream.send(g)
+    async with stream.aggregator(Seen()) as aggregator:
+        if due:
+            await opened(aggregator, 1)
+            clock.advance(due * SECOND - SECOND)
+            turns = aggregator.stats.turns
+            async with asyncio.timeout(20):
+                while aggregator.stats.turns < turns + 3:  # noqa: ASYNC110  it has looked at the clock since
+                    await asyncio.sleep(0.005)
+            assert stream.decisions() == []
+            clock.advance(2 * SECOND)
+        await stream.written(NAMES.decisions, 1)
+    assert [(d.outcome, d.rescanned) for d in stream.decisions()] == [(HOLD, True)]
+
+
+async def test_budgets_of_decided_generations_are_let_go(stream: Stream) -> None:
+    """Their budgets are spent long after they were decided, by when others have come by the thousand."""
+    count = 1_200
+    await stream.send(*(generation(f"g-{n}") for n in range(count)))
+    await stream.send_join(*(signal(generation(f"g-{n}"), PROMPT, offset=n) for n in range(count)))
+    await stream.send(generation("open", media=1))
+    async with stream.aggregator(Seen()) as aggregator:
+        await stream.written(NAMES.decisions, count)
+        await opened(aggregator, 1)
+        state = aggregator._partitions[0]
+        async with asyncio.timeout(20):
+            while len(state.due) > 1_002:  # noqa: ASYNC110  it looks now and then
+                await asyncio.sleep(0.005)
+        assert count in {offset for _, offset in state.due}, "the open one's is kept"
+
+
+async def test_a_rule_that_errs_holds_the_generation_and_is_named(stream: Stream, tmp_path: Path) -> None:
+    document = yaml.safe_load((AggregatorSettings().policy / "policy.yaml").read_text("utf-8"))
+    broken = [("divides", "1 / evidence.matches.size() == 1"), ("reads", "evidence.items[7].score['x'] > 0.5")]
+    document["rules"] += [{"id": i, "when": when, "outcome": "REVIEW", "reason": "X"} for i, when in broken]
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(yaml.safe_dump(document))
+    nothing: dict[str, float] = {}
+    for offset, scores in enumerate((nothing, {"minor_sexual": 0.9, "minor_sexual_semantic": 0.9})):
+        g = generation(f"g-{offset}")
+        await stream.send(g)
+        await stream.send_join(signal(g, PROMPT, offset=offset, scores=scores))
+    async with stream.aggregator(Seen(), policy=policy):
+        await stream.written(NAMES.decisions, 2)
+    held, blocked = sorted(stream.decisions(), key=lambda decision: decision.generation_id)
+    assert (held.outcome, held.rule_id, held.reason_code) == (HOLD, "engine/rule-error", "RULE_ERROR")
+    assert (blocked.outcome, blocked.rule_id) == (BLOCK, "attempt-in-prompt")
+    for decision in (held, blocked):
+        assert list(decision.rule_errors) == ["divides", "reads"]
+
+
 async def test_attempts_end_in_review(stream: Stream) -> None:
     g = generation(attempt=3)
     await stream.send(g)

@@ -311,7 +311,9 @@ class Engine:
         nanos = lineup.policy.budget_nanos(generation)
         if generation.HasField("deadline_time"):
             deadline = generation.deadline_time.seconds * _NANOS + generation.deadline_time.nanos
-            nanos = deadline - self._clock.now_nanos()
+            # A platform whose clock is wrong, or that asks for a year: nothing stays open for longer than a decision is
+            # remembered, or a repeat would be decided anew.
+            nanos = min(deadline - self._clock.now_nanos(), int(self._settings.remember_seconds * _NANOS))
         return self._monotonic() + nanos / _NANOS
 
     def _read_signal(self, state: _Partition, record: Record, outbox: _Outbox) -> None:

@@ -16,6 +16,8 @@ from rich.text import Text
 
 from seawall.aggregator.replay.tally import OUTCOMES, Tally, outcome_name
 from seawall.aggregator.settings import AggregatorSettings
+from seawall.api.decision.v1 import decision_pb2
+from seawall.api.generation.v1 import generation_pb2
 from seawall.cli.terminal import console, print_json
 from seawall.cli.why import OUTCOME_STYLE
 from seawall.core.errors import Fatal
@@ -127,7 +129,7 @@ def _change(change: Change) -> Text:
     return text
 
 
-def explain(path: Path, rule_id: str | None) -> None:
+def explain(path: Path, rule_id: str | None, *, json_output: bool) -> None:
     """A bundle in words: what must report, the thresholds, every rule in order."""
     policy = Policy(path)
     rules = [*policy.rules, *policy.disabled]
@@ -135,7 +137,10 @@ def explain(path: Path, rule_id: str | None) -> None:
         rules = [rule for rule in rules if rule.rule_id == rule_id]
         if not rules:
             raise Fatal("NO_SUCH_RULE", f"{policy.name} has no rule {rule_id!r}: `seawall policy explain` lists them")
-    else:
+    if json_output:
+        print_json({**_policy_document(policy), "rules": [_rule_document(rule, policy) for rule in rules]})
+        return
+    if rule_id is None:
         out = console()
         out.print(Text.assemble((f"{policy.name} {policy.version}", "bold"), f"  {policy.owner}"))
         out.print(Text(policy.note, "dim"))
@@ -144,6 +149,36 @@ def explain(path: Path, rule_id: str | None) -> None:
     for number, rule in enumerate(rules, 1):
         console().print()
         console().print(_rule(policy, number, rule, rule in policy.disabled))
+
+
+def _policy_document(policy: Policy) -> dict[str, Any]:
+    return {
+        "name": policy.name,
+        "version": policy.version,
+        "digest": policy.digest,
+        "owner": policy.owner,
+        "note": policy.note,
+        "max_attempts": policy.max_attempts,
+        "modalities": [
+            {"modality": name, "prompt": sorted(prompt), "media": sorted(media), "budget_seconds": seconds}
+            for name, prompt, media, seconds in policy.describe()
+        ],
+        "thresholds": [threshold._asdict() for threshold in policy.thresholds],
+    }
+
+
+def _rule_document(rule: Rule, policy: Policy) -> dict[str, Any]:
+    return {
+        "id": rule.rule_id,
+        "mode": "disabled" if rule in policy.disabled else "shadow" if rule.shadow else "enforce",
+        "when": " ".join(rule.when.split()),
+        "outcome": outcome_name(rule.outcome),
+        "reason": rule.reason_code,
+        "severity": decision_pb2.Severity.Name(rule.severity).removeprefix("SEVERITY_").lower(),
+        "follow_up": decision_pb2.FollowUp.Name(rule.follow_up).removeprefix("FOLLOW_UP_").lower(),
+        "nexus": sorted(generation_pb2.Nexus.Name(nexus).removeprefix("NEXUS_").lower() for nexus in rule.nexus),
+        "note": rule.note,
+    }
 
 
 def _stages(policy: Policy) -> Table:

@@ -48,10 +48,12 @@ def diff(before: Bundle, after: Bundle, json_output: Json = False) -> None:
 
 @policy_app.command("explain")
 def explain(
-    bundle: Bundle, rule: Annotated[str | None, typer.Option("--rule", metavar="ID", help="This rule alone.")] = None
+    bundle: Bundle,
+    rule: Annotated[str | None, typer.Option("--rule", metavar="ID", help="This rule alone.")] = None,
+    json_output: Json = False,
 ) -> None:
     """A bundle in words: what must report and by when, every rule with its thresholds' values."""
-    _policy().explain(bundle, rule)
+    _policy().explain(bundle, rule, json_output=json_output)
 
 
 @policy_app.command("replay")

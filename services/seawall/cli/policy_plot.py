@@ -28,11 +28,13 @@ def write(tally: Tally, path: Path) -> None:
         role = f"{'candidate' if side else 'base'}: {name}" if two else name
         places = [number + side * width for number in range(len(names))]
         drawn = bars.bar(places, [counts.get(one, 0) for one in names], width, label=role)
-        bars.bar_label(drawn, fontsize=8)
+        bars.bar_label(drawn, fmt="{:,.0f}", fontsize=7)
     bars.set_yscale("symlog")
+    # Room above the highest for its count and for the legend.
+    bars.set_ylim(0, 20 * max(tally.total, 1))
     bars.set_ylabel("attempts")
     bars.set_xticks([number + width * (len(tally.names) - 1) / 2 for number in range(len(names))], _short(names))
-    bars.legend()
+    bars.legend(loc="upper right")
     if two:
         grid = figure.add_subplot(1, 2, 2)
         confusion = tally.confusion()

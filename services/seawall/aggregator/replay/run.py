@@ -36,7 +36,7 @@ class Replay:
         self._begins: dict[int, int] = {}
         self._held: dict[int, list[tuple[bytes, Position]]] = {}
         self._waiting: dict[tuple[str, int], tuple[int, Said]] = {}
-        self.tally = Tally([policy.name for policy in self._policies], samples)
+        self.tally = Tally([f"{policy.name} {policy.version}" for policy in self._policies], samples)
         self.generations = 0
         self.signals = 0
         self.malformed = 0
