@@ -1,6 +1,7 @@
 """Draws one trace as docs/images/trace-tree.svg shows it: scripts/draw_trace.py TRACE_ID FOLDER > picture.svg
 
 FOLDER holds what rooms wrote as telemetry.spans_file (<room>.spans.jsonl); below `seawall up` it is $SEAWALL_HOME/logs.
+With --zipkin it prints the spans as Zipkin's JSON instead, to be posted to a server's /api/v2/spans.
 """
 
 from __future__ import annotations
@@ -86,6 +87,23 @@ def draw(rows: list[Row]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+def zipkin(span: Span) -> dict[str, Any]:
+    """A span as Zipkin's API takes it. It knows no INTERNAL kind, and counts in microseconds."""
+    kind = {"kind": span["kind"]} if span["kind"] != "INTERNAL" else {}
+    parent = {"parentId": span["parent_span_id"]} if span["parent_span_id"] else {}
+    return {
+        "traceId": span["trace_id"],
+        "id": span["span_id"],
+        "name": span["name"],
+        "timestamp": span["start_unix_nano"] // 1000,
+        "duration": max((span["end_unix_nano"] - span["start_unix_nano"]) // 1000, 1),
+        "localEndpoint": {"serviceName": span["service.name"]},
+        "tags": {name: str(value) for name, value in span["attributes"].items()},
+        **kind,
+        **parent,
+    }
+
+
 def main() -> int:
     """Read, draw, print."""
     trace_id, folder = sys.argv[1], Path(sys.argv[2])
@@ -94,7 +112,10 @@ def main() -> int:
     if not spans:
         print(f"no span of trace {trace_id} in {folder}", file=sys.stderr)
         return 1
-    print(draw(list(tree(spans))), end="")
+    if "--zipkin" in sys.argv[3:]:
+        print(json.dumps([zipkin(span) for span in spans]))
+    else:
+        print(draw(list(tree(spans))), end="")
     return 0
 
 

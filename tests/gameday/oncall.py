@@ -6,6 +6,7 @@ It does not know what was broken. It looks, writes down what it finds, does what
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,8 @@ from typer.testing import CliRunner, Result
 
 from seawall.cli.app import app
 
-#: Rounds of looking and acting; the longest fault needs three.
-ROUNDS = 6
-#: A room that started so lately, seconds, was restarted by somebody or something.
-LATELY_SECONDS = 30.0
+#: How long one fault may take, seconds: a slow machine's rooms start slowly.
+PATIENCE_SECONDS = 120.0
 
 Act = tuple[str, ...]
 
@@ -48,8 +47,9 @@ class OnCall:
         return self.ask("status", "--seconds", "0.3")
 
     def work(self, until: Callable[[], bool]) -> None:
-        """Look and act until nothing is found and what was broken works again, in so many rounds at most."""
-        for _ in range(ROUNDS):
+        """Look and act until nothing is left to do and what was broken works again."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < give_up:
             acts = list(dict.fromkeys(self._look()))
             for act in acts:
                 done = self.seawall(*act)
@@ -65,8 +65,10 @@ class OnCall:
             self._found(status["kafka_fault"])
             yield ("restart", "kafka")
             return  # the others wait for it
-        for line in status["rooms"]:
-            yield from self._room(line)
+        acts = [act for line in status["rooms"] for act in self._room(line)]
+        yield from acts
+        if acts or any(line["state"] != "ready" for line in status["rooms"]):
+            return  # first the rooms
         for finding in self.ask("doctor")["findings"]:
             yield from self._doctor(finding)
         yield from self._letters()
@@ -78,10 +80,11 @@ class OnCall:
             self._known[room] = line["started"]
         if line["state"] == "no answer":
             # RoomSilent
-            hangs = "hangs" in why
-            self._found(f"{room} hangs" if hangs else f"{room} is gone")
-            if hangs:
+            if "hangs" in why:
+                self._found(f"{room} hangs")
                 yield ("restart", room)
+            else:
+                self._found(f"{room} is gone")  # a supervisor starts it again
         elif "FUSE_TRIPPED" in why:
             # RoomHalted: what was set aside is looked at below, and first.
             self._found(f"{room} FUSE_TRIPPED")

@@ -6,11 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from seawall.local.mesh import STAGES
 from seawall.runtime.broker import Broker, TopicPartition
 from seawall.runtime.scan import records_at
 from seawall.runtime.topics import TopicNames
-
-STAGES = ("prompt_scoring", "perceptual_hashing", "classification")
 
 
 class Group(NamedTuple):
