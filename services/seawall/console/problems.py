@@ -35,6 +35,13 @@ def _ledger(now: Now, limits: LimitSettings, *, kafka: bool, ahead: float) -> It
             "nothing is being decided.",
             command="seawall topics check",
         )
+    if now.ledger_lag_known and now.ledger_lag_seconds is None:
+        yield Problem(
+            level="critical",
+            text="The ledger has read nothing yet",
+            meaning="Decisions are made, and these pages cannot show them: it was not started, or was emptied.",
+            command="seawall run ledger",
+        )
     if now.ledger_lag_known and (now.ledger_lag_seconds or 0.0) > limits.lag_seconds:
         yield Problem(
             level="critical",
