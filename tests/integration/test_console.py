@@ -245,7 +245,9 @@ async def test_pages_hold_no_inline_script_or_style(console: Console) -> None:
 
 async def test_a_host_that_is_not_ours_and_a_body_too_large_are_refused(console: Console) -> None:
     async with console.client() as client:
-        assert (await client.get("/healthz", headers={"Host": "evil.example"})).status_code == 400
+        assert (await client.get("/login", headers={"Host": "evil.example"})).status_code == 400
+        # A probe asks by address.
+        assert (await client.get("/healthz", headers={"Host": "192.0.2.7:8600"})).status_code == 200
         big = await client.post("/login", content=b"x" * 70_000, headers={"Content-Type": "text/plain"})
         assert big.status_code == 413
 
@@ -483,6 +485,22 @@ async def test_a_ledger_an_hour_behind_says_so_and_newer_decisions_are_found_in_
     found = (await client.get("/api/v1/decisions/g-100")).json()
     assert (found["source"], found["outcome"]) == ("kafka", "BLOCK")
     assert (await client.get("/api/v1/decisions/g-101")).status_code == 404
+
+
+async def test_a_ledger_that_has_read_nothing_says_so_and_kafka_answers(tmp_path: Path) -> None:
+    console = await open_console(tmp_path, [recent(1, ago=5)], in_ledger=0)
+    client = await console.signed_in()
+    now = (await client.get("/api/v1/now")).json()
+    assert [one["text"] for one in now["problems"]] == ["The ledger has read nothing yet"]
+    assert (await client.get("/api/v1/decisions/g-1")).json()["source"] == "kafka"
+
+
+async def test_an_empty_mesh_is_well(tmp_path: Path) -> None:
+    client = await (await open_console(tmp_path)).signed_in()
+    now = (await client.get("/api/v1/now")).json()
+    assert (now["problems"], now["ledger_lag_seconds"]) == ([], 0.0)
+    for path in ("/", "/decisions", "/dead-letters", "/policies", "/artefacts"):
+        assert (await client.get(path)).status_code == 200
 
 
 async def test_a_ledger_that_has_read_all_is_not_behind_however_old_its_last_record(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def waterfall(stages: Sequence[StageView], total_ms: float) -> Markup:
     for tick in _ticks(longest):
         x = _FALL_LEFT + tick * scale
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 20}"/>')
-        parts.append(f'<text class="axis" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{tick:g} ms</text>')
+        parts.append(
+            f'<text class="axis" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{_axis(tick, longest)}</text>'
+        )
     for number, stage in enumerate(stages):
         y = number * _ROW
         parts.append(f'<text class="stage" x="0" y="{y + 17}">{escape(stage.stage)}</text>')
@@ -104,6 +106,10 @@ def waterfall(stages: Sequence[StageView], total_ms: float) -> Markup:
         for stage in stages
     )
     return _svg("fall", _FALL_WIDTH, height, f"Where {total_ms:.1f} ms went. {told}", parts)
+
+
+def _axis(tick: float, longest: float) -> str:
+    return f"{tick / 1000:g} s" if longest >= 5_000 else f"{tick:g} ms"
 
 
 def _ticks(longest: float) -> list[float]:

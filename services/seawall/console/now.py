@@ -84,14 +84,15 @@ def ledger_lag(state: queries.State, watch: Watch, unix_nano: int) -> tuple[floa
     """How far the ledger is behind, seconds, and whether Kafka said so.
 
     While Kafka does not say where the topics end, the age of the last record written is all there is, and means nothing
-    where nothing comes. A partition that was never read counts from the newest record that was.
+    where nothing comes. A partition that was never read counts from the newest record that was; None: nothing was ever
+    read.
     """
     ages = {key: max(unix_nano - log, 0) / _NANOS for key, (_, log, _) in state.positions.items()}
-    if not ages:
-        return (None, False) if not watch.ends else (None, True)
     ends = watch.ends
     if ends is None:
-        return min(ages.values()), False
+        return min(ages.values(), default=None), False
+    if not ages:
+        return (None if any(ends.values()) else 0.0), True
     behind = [
         ages.get(name, max(ages.values()))
         for partition, end in ends.items()

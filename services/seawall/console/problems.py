@@ -35,6 +35,13 @@ def _ledger(now: Now, limits: LimitSettings, *, kafka: bool, ahead: float) -> It
             "nothing is being decided.",
             command="seawall topics check",
         )
+    if now.ledger_lag_known and now.ledger_lag_seconds is None:
+        yield Problem(
+            level="critical",
+            text="The ledger has read nothing yet",
+            meaning="Decisions are made, and these pages cannot show them: it was not started, or was emptied.",
+            command="seawall run ledger",
+        )
     if now.ledger_lag_known and (now.ledger_lag_seconds or 0.0) > limits.lag_seconds:
         yield Problem(
             level="critical",
@@ -47,7 +54,7 @@ def _ledger(now: Now, limits: LimitSettings, *, kafka: bool, ahead: float) -> It
             level="warning",
             text=f"Log times are {duration(ahead)} ahead of this machine's clock",
             meaning="One of the clocks is wrong: ages and lag on this page are not to be trusted.",
-            command="timedatectl",
+            command="seawall doctor",
         )
 
 
@@ -58,19 +65,20 @@ def _rooms(now: Now, limits: LimitSettings) -> Iterator[Problem]:
                 level="critical",
                 text=f"{room.room} stands still: {room.halted}",
                 meaning="It goes on when a person has looked: too many records in a row could not be processed.",
+                command="seawall dlq list",
                 link="/dead-letters",
             )
-        elif room.ready is None:
-            yield Problem(
-                level="critical", text=f"{room.room} does not answer", meaning="It is gone, or hangs: see its log."
-            )
-        elif not room.ready:
-            yield Problem(level="critical", text=f"{room.room} is not ready", meaning="It says so itself: see its log.")
+            continue
+        if not room.ready:
+            said = "does not answer" if room.ready is None else "is not ready"
+            meaning = "It is gone, or hangs: see its log." if room.ready is None else "Its own status says why."
+            yield Problem(level="critical", text=f"{room.room} {said}", meaning=meaning, command="seawall status")
         if (room.lag_seconds or 0.0) > limits.lag_seconds:
             yield Problem(
                 level="critical",
                 text=f"{room.room} is {duration(room.lag_seconds or 0.0)} behind",
                 meaning="Generations wait for it: more replicas, or a record that takes long.",
+                command="seawall status",
             )
 
 
@@ -83,6 +91,7 @@ def _decisions(now: Now, limits: LimitSettings) -> Iterator[Problem]:
             level="critical",
             text=f"Nothing was decided for {duration(limits.silence_seconds)}",
             meaning="The hour before had decisions: either nothing comes in, or the aggregator stands still.",
+            command="seawall status",
         )
     if now.p99_ms is not None and now.p99_ms > limits.p99_seconds * 1000:
         yield Problem(
@@ -99,6 +108,7 @@ def _decisions(now: Now, limits: LimitSettings) -> Iterator[Problem]:
             level="critical",
             text=f"{held.share:.0%} of the last hour's decisions are holds",
             meaning="A stage is silent, or its evidence is broken: the holds' reasons say which.",
+            command="seawall hold list",
             link="/decisions?outcome=HOLD&since=1h",
         )
     if now.dead_letters is not None and now.dead_letters > limits.dead_letters:
@@ -107,6 +117,7 @@ def _decisions(now: Now, limits: LimitSettings) -> Iterator[Problem]:
             level="warning",
             text=f"{count} dead letter{'' if now.dead_letters == 1 else 's'} in the last hour",
             meaning="Records that a room could not process were set aside, sealed.",
+            command="seawall dlq list",
             link="/dead-letters",
         )
     old = [one for one in now.artefacts if one.kind == "list" and one.current and one.age_days > limits.list_age_days]
