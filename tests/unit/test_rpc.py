@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import queue
+import socket
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 
 import pytest
 
 from seawall.runtime.batch_service import AdaptiveLimit
-from seawall.runtime.workers import Job, Workers
+from seawall.runtime.workers import Begun, Job, Workers
 
 
 def test_the_limit_falls_while_batches_wait_and_recovers() -> None:
@@ -91,3 +95,116 @@ def test_a_worker_on_one_item_for_long_is_stuck() -> None:
     run.release.set()
     assert run.ended.wait(30)
     assert run.workers.stuck(seconds=-1.0) == 0
+
+
+class Slow:
+    """Work elsewhere that ends when it is told to."""
+
+    def __init__(self, within: float = 60.0) -> None:
+        self.due = time.monotonic() + within
+        self._ours, self._theirs = socket.socketpair()
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def end(self) -> None:
+        self._theirs.send(b"!")
+
+    def close(self) -> None:
+        self._ours.close()
+        self._theirs.close()
+
+
+MakeSlow = Callable[..., Slow]
+
+
+@pytest.fixture
+def slow() -> Iterator[MakeSlow]:
+    with ExitStack() as made:
+        yield lambda **how: made.enter_context(closing(Slow(**how)))
+
+
+class Elsewhere:
+    """A job of one worker whose items are begun; what was done, in order."""
+
+    def __init__(self, works: Sequence[Slow]) -> None:
+        self.log: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.ended = threading.Event()
+        self.workers = Workers(1, "test")
+        self.works = works
+        self.job = Job(len(works), self.begin, time.monotonic() + 60, self.ended.set)
+
+    def begin(self, position: int) -> Begun:
+        self.log.put(f"begin {position}")
+        return Begun(self.works[position], lambda: self.log.put(f"finish {position}"))
+
+    def says(self, count: int) -> list[str]:
+        return [self.log.get(timeout=30) for _ in range(count)]
+
+
+def test_the_next_item_is_begun_before_one_is_finished(slow: MakeSlow) -> None:
+    run = Elsewhere([slow() for _ in range(3)])
+    run.workers.submit(run.job)
+    assert run.says(2) == ["begin 0", "begin 1"]
+    for work in run.works:
+        work.end()
+    assert run.says(4) == ["finish 0", "begin 2", "finish 1", "finish 2"]
+    assert run.ended.wait(30)
+
+
+def test_an_item_that_takes_long_elsewhere_holds_up_no_other(slow: MakeSlow) -> None:
+    run = Elsewhere([slow() for _ in range(4)])
+    for work in run.works[1:]:
+        work.end()
+    run.workers.submit(run.job)
+    assert run.says(7) == ["begin 0", "begin 1", "finish 1", "begin 2", "finish 2", "begin 3", "finish 3"]
+    assert not run.ended.is_set()
+    run.works[0].end()
+    assert run.says(1) == ["finish 0"]
+    assert run.ended.wait(30)
+
+
+def test_a_job_that_comes_while_a_worker_waits_is_begun_at_once(slow: MakeSlow) -> None:
+    run = Elsewhere([slow()])
+    run.workers.submit(run.job)
+    assert run.says(1) == ["begin 0"]
+    other = Elsewhere([slow()])
+    run.workers.submit(other.job)
+    assert other.says(1) == ["begin 0"]
+    other.works[0].end()
+    assert other.ended.wait(30)
+    assert not run.ended.is_set()
+    run.works[0].end()
+    assert run.ended.wait(30)
+
+
+def test_what_is_not_done_when_it_is_due_is_finished_all_the_same(slow: MakeSlow) -> None:
+    run = Elsewhere([slow(within=0.02), slow(within=-1)])
+    run.workers.submit(run.job)
+    assert sorted(run.says(4)) == ["begin 0", "begin 1", "finish 0", "finish 1"]
+    assert run.ended.wait(30)
+
+
+def test_a_cancelled_job_ends_when_what_was_begun_is_finished(slow: MakeSlow) -> None:
+    run = Elsewhere([slow() for _ in range(5)])
+    run.workers.submit(run.job)
+    assert run.says(2) == ["begin 0", "begin 1"]
+    run.job.cancel()
+    assert not run.ended.is_set()
+    for work in run.works:
+        work.end()
+    assert run.says(2) == ["finish 0", "finish 1"]
+    assert run.ended.wait(30)
+    assert run.log.empty()
+
+
+def test_workers_that_are_stopped_end_what_they_have_begun(slow: MakeSlow) -> None:
+    run = Elsewhere([slow()])
+    run.workers.submit(run.job)
+    assert run.says(1) == ["begin 0"]
+    run.workers.stop()
+    run.works[0].end()
+    assert run.ended.wait(30)
+    for thread in run.workers._threads:
+        thread.join(30)
+        assert not thread.is_alive()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -21,9 +21,10 @@ from seawall.classification.settings import ClassificationSettings
 from seawall.classification.trials import Trials
 from seawall.runtime import metrics, model_pack
 from seawall.runtime.content import ContentStore
-from seawall.runtime.decoding import Decoder, Frame, Unscannable
+from seawall.runtime.decoding import Decoder, Decoding, Frame, Unscannable
 from seawall.runtime.decoding.isolated import make_decoder
 from seawall.runtime.result_cache import ResultCache
+from seawall.runtime.workers import BEGUN, Begun
 
 OK = signal_pb2.ITEM_STATUS_OK
 _HIT, _MISS = {metrics.CACHE_RESULT: "hit"}, {metrics.CACHE_RESULT: "miss"}
@@ -32,7 +33,7 @@ _HIT, _MISS = {metrics.CACHE_RESULT: "hit"}, {metrics.CACHE_RESULT: "miss"}
 class Decode(Protocol):
     """The one seam where a picture is decoded."""
 
-    def __call__(self, data: bytes, *, min_side: int, declared: str) -> Generator[Frame, None, None]:
+    def __call__(self, data: bytes, *, min_side: int, declared: str) -> Decoding[Frame]:
         """The frames to score, as RGB, at least one. A frame's pixels are valid until the next is asked for.
 
         Args:
@@ -77,20 +78,41 @@ class Scorer:
         Raises:
             Poison, Retryable: the content cannot be had, or a classifier gave no usable answer. Never a default score.
         """
+        begun = self.begin(item)
+        return begun if isinstance(begun, signal_pb2.ItemResult) else begun.finish()
+
+    def begin(self, item: classification_pb2.ClassifyItem) -> signal_pb2.ItemResult | Begun:
+        """`score`, while decoding goes on elsewhere."""
         # Always read, whatever is cached: the reference must be allowed, and the bytes be those it names.
         data = self._content.get(item.content)
         lineup = self._lineup
         plan = lineup.plan(item.generation_id)
         declared = item.content.media_type
-        result, known = self._cache.get(
-            (item.content.sha256, declared, plan.digest, lineup.min_side),
-            lambda: self._measure(data, declared, plan, lineup.min_side),
-            _to_keep,
-        )
-        metrics.RESULT_CACHE.add(1, _HIT if known else _MISS)
-        if result.status == OK:
-            _watch(plan, result)
-        return result
+        key = (item.content.sha256, declared, plan.digest, lineup.min_side)
+
+        def decode() -> Decoding[Frame]:
+            return self._decode(data, min_side=lineup.min_side, declared=declared)
+
+        def result(decode: Callable[[], Decoding[Frame]]) -> signal_pb2.ItemResult:
+            found, known = self._cache.get(key, lambda: self._measure(data, plan, decode), _to_keep)
+            metrics.RESULT_CACHE.add(1, _HIT if known else _MISS)
+            if found.status == OK:
+                _watch(plan, found)
+            return found
+
+        if self._cache.known(key):
+            return result(decode)
+        try:
+            decoding = decode()
+        except Unscannable as error:
+            return _unscannable(error)
+
+        def finish() -> signal_pb2.ItemResult:
+            # Closed also when a model fails: the decoder's slot must not wait for the garbage collector.
+            with closing(decoding):
+                return result(lambda: decoding)
+
+        return Begun(decoding, finish)
 
     def swap(self, lineup: Lineup) -> None:
         """From now on, items meet these models; those on their way end with the ones they began with."""
@@ -100,12 +122,11 @@ class Scorer:
         """The classifiers, those on trial included, by their packs' digests."""
         return self._lineup.artefacts
 
-    def _measure(self, data: bytes, declared: str, plan: Plan, min_side: int) -> signal_pb2.ItemResult:
+    def _measure(self, data: bytes, plan: Plan, decode: Callable[[], Decoding[Frame]]) -> signal_pb2.ItemResult:
         highest = [Highest(head) for head in plan.deciding]
         kept: list[ScoredFrame] = []
         try:
-            # Closed also when a model fails: the decoder's slot must not wait for the garbage collector.
-            with closing(self._decode(data, min_side=min_side, declared=declared)) as frames:
+            with closing(decode()) as frames:
                 for frame in frames:
                     scored = ScoredFrame(frame.number, frame.pixels, {})
                     for one in highest:
@@ -113,7 +134,7 @@ class Scorer:
                     if plan.shadows:
                         kept.append(scored._replace(pixels=frame.pixels.copy()))
         except Unscannable as error:
-            return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_UNSCANNABLE, reason=error.reason)
+            return _unscannable(error)
         result = signal_pb2.ItemResult(status=OK)
         for one in highest:
             one.add_to(result.labels)
@@ -141,7 +162,7 @@ def load(settings: ClassificationSettings) -> Scorer:
     scorer = Scorer(
         lineup,
         ContentStore(settings.content),
-        decoded_by(make_decoder(settings.decoding, workers), settings.sampled_frames),
+        decoded_by(make_decoder(settings.decoding, BEGUN * workers), settings.sampled_frames),
         cache_size=settings.cached_results,
         trials=Trials(workers, settings.trial_seconds),
         provenance=Provenance(settings.provenance_anchors) if settings.provenance else None,
@@ -161,8 +182,8 @@ def load(settings: ClassificationSettings) -> Scorer:
 def decoded_by(decoder: Decoder, sampled_frames: int) -> Decode:
     """Decode by ``decoder``; of an animation the frames that differ most."""
 
-    def decode(data: bytes, *, min_side: int, declared: str) -> Generator[Frame, None, None]:
-        yield from decoder.frames(data, "rgb", min_side, declared, most=sampled_frames)
+    def decode(data: bytes, *, min_side: int, declared: str) -> Decoding[Frame]:
+        return decoder.frames(data, "rgb", min_side, declared, most=sampled_frames)
 
     return decode
 
@@ -171,6 +192,10 @@ def load_heads(folders: Sequence[Path], max_bytes: int = model_pack.MAX_PACK_BYT
     """The packs in these folders, each proven at the decoding that all of them share."""
     loaded = lineups.load(Rollout(active=tuple(folders)), LoadOptions(max_bytes=max_bytes))
     return [loaded.heads[folder] for folder in folders]
+
+
+def _unscannable(error: Unscannable) -> signal_pb2.ItemResult:
+    return signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_UNSCANNABLE, reason=error.reason)
 
 
 def _to_keep(result: signal_pb2.ItemResult) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Final
 
 import numpy as np
@@ -28,6 +29,7 @@ from seawall.runtime.decoding import Decoder, Unscannable
 from seawall.runtime.decoding.isolated import make_decoder
 from seawall.runtime.kafka import KafkaBroker
 from seawall.runtime.topics import TopicNames
+from seawall.runtime.workers import BEGUN, Begun
 
 #: The pipeline whose hashes are reported when no bank asks for one: it costs the same however large the picture is.
 DEFAULT_PIPELINE: Final[Pipeline] = "512"
@@ -60,26 +62,41 @@ class HashingScorer:
             Poison, Retryable: the content cannot be had; see `ContentStore.get`. Retryable: a required bank is empty,
                 so that "no match" would mean nothing.
         """
+        begun = self.begin(item)
+        return begun if isinstance(begun, signal_pb2.ItemResult) else begun.finish()
+
+    def begin(self, item: perceptual_hashing_pb2.HashItem) -> signal_pb2.ItemResult | Begun:
+        """`score`, while decoding and hashing go on elsewhere."""
         if unready := self.unready():
             raise Retryable(unready.partition(":")[0], "nothing is scored without the banks that are required")
-        data = self._content.get(item.content)
+        content = item.content
+        data = self._content.get(content)
         found, matcher = Findings(), self._listed.matcher
         pipelines = matcher.pipelines or (DEFAULT_PIPELINE,)
         # A JPEG is scaled while it is decoded, unless a bank or a plug-in needs every pixel.
         min_side = None if self._whole or "full" in pipelines else REDUCED_SIDE
-        # The store has just checked this digest against the bytes.
-        _add_digest(found, matcher, "sha256", item.content.sha256)
-        _add_digest(found, matcher, "md5", hashlib.md5(data, usedforsecurity=False).digest())
-        _add_digest(found, matcher, "sha1", hashlib.sha1(data, usedforsecurity=False).digest())
-        status, reason = signal_pb2.ITEM_STATUS_OK, ""
+
+        def result(status: signal_pb2.ItemStatus.ValueType, reason: str = "") -> signal_pb2.ItemResult:
+            return found.result(status, reason, self._listed.observed, content.sha256)
+
+        def finish() -> signal_pb2.ItemResult:
+            try:
+                with closing(decoding):
+                    for measured in decoding:
+                        for hashed in hashing.read(measured):
+                            _add_hashed(found, matcher, hashed)
+            except Unscannable as error:
+                return result(signal_pb2.ITEM_STATUS_UNSCANNABLE, error.reason)
+            return result(signal_pb2.ITEM_STATUS_OK)
+
         try:
-            declared = item.content.media_type
-            for measured in self._decoder.measured(data, "gray", min_side, declared, ",".join(pipelines)):
-                for hashed in hashing.read(measured):
-                    _add_hashed(found, matcher, hashed)
+            decoding = self._decoder.measured(data, "gray", min_side, content.media_type, ",".join(pipelines))
         except Unscannable as error:
-            status, reason = signal_pb2.ITEM_STATUS_UNSCANNABLE, error.reason
-        return found.result(status, reason, self._listed.observed, item.content.sha256)
+            _add_digests(found, matcher, content.sha256, data)
+            return result(signal_pb2.ITEM_STATUS_UNSCANNABLE, error.reason)
+        # Meanwhile:
+        _add_digests(found, matcher, content.sha256, data)
+        return Begun(decoding, finish)
 
     def artefacts(self) -> Sequence[signal_pb2.Artefact]:
         """The banks, by their digests."""
@@ -100,6 +117,13 @@ class HashingScorer:
         matcher = self._listed.matcher
         for pipeline in matcher.pipelines or (DEFAULT_PIPELINE,):
             matcher.match(blank, pipeline)
+
+
+def _add_digests(found: Findings, matcher: Matcher, sha256: bytes, data: bytes) -> None:
+    # The store has just checked this digest against the bytes.
+    _add_digest(found, matcher, "sha256", sha256)
+    _add_digest(found, matcher, "md5", hashlib.md5(data, usedforsecurity=False).digest())
+    _add_digest(found, matcher, "sha1", hashlib.sha1(data, usedforsecurity=False).digest())
 
 
 def _add_digest(found: Findings, matcher: Matcher, hash_type: str, digest: bytes) -> None:
@@ -137,7 +161,7 @@ def load(settings: PerceptualHashingSettings) -> HashingScorer:
         started = starting.submit(
             make_decoder,
             settings.decoding,
-            settings.rpc_server.workers,
+            BEGUN * settings.rpc_server.workers,
             hashing.MEASURE,
             variants=settings.variants,
             strip_borders=settings.strip_borders,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -21,7 +21,7 @@ from seawall.core.errors import Fatal, SeawallError
 from seawall.runtime import metrics, telemetry
 from seawall.runtime.logging import get_logger
 from seawall.runtime.settings import RpcServerSettings
-from seawall.runtime.workers import Job, Workers
+from seawall.runtime.workers import Begun, Job, Workers
 
 OK, ERROR = signal_pb2.ITEM_STATUS_OK, signal_pb2.ITEM_STATUS_ERROR
 
@@ -48,6 +48,8 @@ class Scorer(Protocol):
         """
         ...
 
+    # Optional: ``begin(item) -> ItemResult | Begun``, as `score`, for items that are worked on in another process; what
+    # `Begun.finish` gives and raises is as of `score`.
     # Optional: ``unready() -> str``, why nothing can be scored now; the service is NOT_SERVING as long as it says so.
 
     def artefacts(self) -> Sequence[signal_pb2.Artefact]:
@@ -235,7 +237,7 @@ class BatchService:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(retire, reply)
 
-        job = Job(len(request.items), batch.work, began + remaining - kept_back, done)
+        job = Job(len(request.items), batch.begin, began + remaining - kept_back, done)
         self._admit(job)
         # An item that outlasts the deadline must not take its neighbours' results with it.
         timer = loop.call_later(began + remaining - kept_back * 0.8 - time.monotonic(), settle, None)
@@ -300,6 +302,7 @@ class _Batch:
     def __init__(self, request: Any, scorer: Scorer, response_type: type[Any], instance: str, trace_id: str) -> None:
         self._items = request.items
         self._scorer = scorer
+        self._score: Callable[[Any], signal_pb2.ItemResult | Begun] = getattr(scorer, "begin", scorer.score)
         self._response_type = response_type
         self._instance = instance
         self._trace_id = trace_id
@@ -310,11 +313,19 @@ class _Batch:
         self._told = False
         self.fatal: Fatal | None = None
 
-    def work(self, position: int) -> None:
-        """Score the item at ``position``. Never raises."""
-        start = time.perf_counter_ns()
+    def begin(self, position: int) -> Begun | None:
+        """Score the item at ``position``, or begin to. Never raises, nor does what is given."""
+        item = self._items[position]
+        return self._try(position, lambda: self._score(item), 0)
+
+    def _try(self, position: int, work: Callable[[], signal_pb2.ItemResult | Begun], nanos: int) -> Begun | None:
+        """Do some of the item's work, on which so many nanoseconds have been spent before."""
+        start = time.perf_counter_ns() - nanos
         try:
-            result = self._scorer.score(self._items[position])
+            result = work()
+            if isinstance(result, Begun):
+                finish, spent = result.finish, time.perf_counter_ns() - start
+                return Begun(result.work, lambda: self._try(position, finish, spent))
             fault = _fault(result)
             if fault:
                 result = _error(fault)
@@ -328,6 +339,7 @@ class _Batch:
             self._tell(position, error)
             result = _error("INTERNAL")
         self._results[position] = (result, time.perf_counter_ns() - start)
+        return None
 
     def reply(self) -> bytes:
         """The response, encoded. Items that nobody got to are ERROR "DEADLINE_EXCEEDED"."""

@@ -12,7 +12,6 @@ Helper and workers leave when the service closes its end of their sockets, and s
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import mmap
@@ -22,9 +21,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,6 +33,8 @@ from seawall.core.errors import Retryable
 _START_SECONDS: Final = 60.0
 #: Shared memory above this is given back after use (bytes).
 _KEPT_BYTES: Final = 8 * 1024 * 1024
+#: The least that a socket waits (seconds): 0 would mean not at all, however much is there.
+_AT_LEAST: Final = 0.001
 #: The longest reply or order.
 _MESSAGE_BYTES: Final = 64 * 1024
 
@@ -53,7 +54,7 @@ class Limits:
 class Worker:
     """One worker, for the thread that leased it."""
 
-    def __init__(self, slot: int, shared_bytes: int) -> None:
+    def __init__(self, slot: int, shared_bytes: int, wall_seconds: float) -> None:
         self.slot = slot
         #: Shared with the worker; what it holds is valid until the lease ends.
         self.memory: mmap.mmap = _NOTHING
@@ -61,6 +62,9 @@ class Worker:
         self.pid = 0
         #: How far into `memory` this lease wrote or read, for giving pages back.
         self.touched = 0
+        #: Monotonic instant until which a reply is waited for.
+        self.due = 0.0
+        self._wall_seconds = wall_seconds
         self._shared_bytes = shared_bytes
         self._socket: socket.socket | None = None
 
@@ -70,20 +74,29 @@ class Worker:
             self._connection().send(message)
         except OSError:
             return False
+        self.due = time.monotonic() + self._wall_seconds
         return True
 
     def receive(self) -> bytes:
-        """The next reply; empty if the worker died. Raises TimeoutError after `Limits.wall_seconds`."""
+        """The next reply; empty if the worker died. Raises TimeoutError `Limits.wall_seconds` after the request."""
+        connection = self._connection()
+        connection.settimeout(max(self.due - time.monotonic(), _AT_LEAST))
         try:
-            return self._connection().recv(_MESSAGE_BYTES)
+            return connection.recv(_MESSAGE_BYTES)
         except ConnectionError:
             return b""
 
-    def open(self, wall_seconds: float) -> tuple[socket.socket, int]:
-        """Make a socket and shared memory; returns the worker's ends of both."""
+    def fileno(self) -> int:
+        """A descriptor that can be read when `receive` need not wait."""
+        return self._connection().fileno()
+
+    def open(self, start_seconds: float) -> tuple[socket.socket, int]:
+        """Make a socket and shared memory for a new worker, which has so long to say that it is ready; returns its ends
+        of both."""
         self.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.settimeout(wall_seconds)
+        ours.settimeout(start_seconds)
+        self.due = time.monotonic() + start_seconds
         memory = os.memfd_create("seawall-worker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(memory, self._shared_bytes)
         # A worker that shrank it could have us killed by SIGBUS.
@@ -93,11 +106,7 @@ class Worker:
         self.memory = mmap.mmap(memory, self._shared_bytes)
         return theirs, memory
 
-    def patience(self, seconds: float) -> None:
-        """How long `receive` waits from now on."""
-        self._connection().settimeout(seconds)
-
-    def give_back(self) -> None:
+    def free_pages(self) -> None:
         """Free the pages of a large request."""
         if self.touched > _KEPT_BYTES:
             self.memory.madvise(mmap.MADV_REMOVE, _KEPT_BYTES, self._shared_bytes - _KEPT_BYTES)
@@ -137,7 +146,7 @@ class Pool:
         self._limits = limits
         # Whole pages, so that pages can be given back.
         shared_bytes = max(-(-shared_bytes // mmap.PAGESIZE) * mmap.PAGESIZE, 2 * _KEPT_BYTES)
-        self._workers = [Worker(slot, shared_bytes) for slot in range(count)]
+        self._workers = [Worker(slot, shared_bytes, limits.wall_seconds) for slot in range(count)]
         self._helper = _Helper()
         self._orders = threading.Lock()
         self._closed = False
@@ -159,14 +168,14 @@ class Pool:
         """Process ids of the workers."""
         return [worker.pid for worker in self._workers]
 
-    @contextlib.contextmanager
-    def lease(self) -> Iterator[Worker]:
-        """A worker for this thread alone. Waits while all are leased, at most as long as a request may take.
+    def lease(self) -> Worker:
+        """A worker for this thread alone, until `give_back`. Waits while all are leased, at most as long as a request
+        may take.
 
         Raises Retryable: ``WORKERS_BUSY`` or ``WORKERS_UNAVAILABLE``.
         """
         if not self._free.acquire(timeout=self._limits.wall_seconds):
-            raise Retryable("WORKERS_BUSY", "every worker is on a request: have as many workers as threads")
+            raise Retryable("WORKERS_BUSY", "every worker is on a request: have as many workers as requests at once")
         # The one that was used last: its caches are warm.
         worker = self._idle.pop()
         try:
@@ -174,12 +183,17 @@ class Pool:
                 raise _unavailable("the pool is closed")
             if not worker.pid:
                 self._start(worker)
-            yield worker
-        finally:
-            if not self._closed and worker.pid:
-                worker.give_back()
-            self._idle.append(worker)
-            self._free.release()
+        except BaseException:
+            self.give_back(worker)
+            raise
+        return worker
+
+    def give_back(self, worker: Worker) -> None:
+        """End the lease: others may have the worker, and what its memory holds is no longer valid."""
+        if not self._closed and worker.pid:
+            worker.free_pages()
+        self._idle.append(worker)
+        self._free.release()
 
     def replace(self, worker: Worker) -> str:
         """Put a new process in the place of the leased one; returns what the old one died of.
@@ -211,7 +225,6 @@ class Pool:
                 raise _unavailable("a new worker ended at once")
         except TimeoutError:
             raise _unavailable("a new worker did not become ready") from None
-        worker.patience(self._limits.wall_seconds)
         worker.pid = pid
         return cause
 

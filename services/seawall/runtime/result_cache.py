@@ -61,5 +61,10 @@ class ResultCache(Generic[Result]):
                 del self._working[key]
             mine.set()
 
+    def known(self, key: Hashable) -> bool:
+        """Whether `get` would find the result, or a thread that makes it."""
+        with self._lock:
+            return key in self._results or key in self._working
+
     def __len__(self) -> int:
         return len(self._results)

@@ -3,15 +3,46 @@
 Why not a ThreadPoolExecutor: a hung scorer must not keep the process from ending (these threads are daemons), a batch
 should cost one hand-over and one wake-up however many items it has, and a caller that gives up must stop the work at
 the next item.
+
+An item may be *begun*, with another process working on it, and finished later. A thread begins the next item before it
+finishes one, whichever can be finished first: it hardly ever sleeps while there is work, and an item that takes long
+elsewhere holds up no other.
 """
 
 from __future__ import annotations
 
 import itertools
-import queue
+import os
+import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Protocol
+
+#: Items that one thread has begun and not finished, at most: one to finish, and one ahead.
+BEGUN: Final = 2
+
+
+class Elsewhere(Protocol):
+    """Work in another process."""
+
+    @property
+    def due(self) -> float:
+        """Monotonic instant at which waiting for it is over."""
+        ...
+
+    def fileno(self) -> int:
+        """A descriptor that can be read when the work is done; negative: there is nothing to wait for."""
+        ...
+
+
+class Begun(NamedTuple):
+    """An item whose work goes on elsewhere."""
+
+    work: Elsewhere
+    #: Waits for it if need be and does the rest. Must be called, whatever has become of the item.
+    finish: Callable[[], Any]
 
 
 class Job:
@@ -19,14 +50,17 @@ class Job:
 
     Args:
         count: how many items there are.
-        work: called with each item's position; it must not raise.
+        work: called with each item's position: does its work, or begins it. It must not raise, nor may
+            `Begun.finish`.
         deadline: monotonic instant (seconds) after which no further item is begun.
         done: called once, by a worker, when no worker is on this job any more and none will be.
     """
 
-    __slots__ = ("_active", "_cancelled", "_done", "_lock", "_next", "_work", "count", "deadline", "started")
+    __slots__ = ("_cancelled", "_done", "_held", "_lock", "_next", "_work", "count", "deadline", "started")
 
-    def __init__(self, count: int, work: Callable[[int], None], deadline: float, done: Callable[[], None]) -> None:
+    def __init__(
+        self, count: int, work: Callable[[int], Begun | None], deadline: float, done: Callable[[], None]
+    ) -> None:
         self.count = count
         self.deadline = deadline
         #: Monotonic instant at which the first item was begun; 0 before.
@@ -35,35 +69,37 @@ class Job:
         self._done = done
         self._next = itertools.count()
         self._cancelled = False
-        self._active = 0
+        self._held = 0
         self._lock = threading.Lock()
 
     def cancel(self) -> None:
         """Begin no further item."""
         self._cancelled = True
 
-    def expect(self, workers: int) -> None:
-        """Say how many workers will call `run`."""
-        self._active = workers
+    def take(self, now: float) -> int | None:
+        """The position of an item for the caller to `begin`; None: none is left, the deadline has passed or the job is
+        cancelled."""
+        position = next(self._next)
+        if self._cancelled or position >= self.count or now >= self.deadline:
+            return None
+        if not self.started:
+            self.started = now
+        return position
 
-    def run(self, began: Callable[[float], None]) -> None:
-        """Take items until none is left, the deadline has passed or the job is cancelled."""
-        count, deadline, work, following = self.count, self.deadline, self._work, self._next
-        while not self._cancelled:
-            position = next(following)
-            if position >= count:
-                break
-            now = time.monotonic()
-            if now >= deadline:
-                break
-            if not self.started:
-                self.started = now
-            began(now)
-            work(position)
-        began(0.0)
+    def begin(self, position: int) -> Begun | None:
+        """Do the item's work, or begin it."""
+        return self._work(position)
+
+    def hold(self, times: int = 1) -> None:
+        """The job does not end before as many calls of `release`."""
         with self._lock:
-            self._active -= 1
-            last = self._active == 0
+            self._held += times
+
+    def release(self) -> None:
+        """See `hold`."""
+        with self._lock:
+            self._held -= 1
+            last = self._held == 0
         if last:
             self._done()
 
@@ -73,7 +109,12 @@ class Workers:
 
     def __init__(self, count: int, name: str) -> None:
         self.count = count
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        #: A job stands here once for each worker that is to join it.
+        self._queue: deque[Job] = deque()
+        #: Those who sleep.
+        self._asleep: list[_Bell] = []
+        self._stopped = False
         #: Monotonic instant at which each worker began the item it is on; 0 when it is on none.
         self._began = [0.0] * count
         self._threads = [
@@ -86,9 +127,12 @@ class Workers:
     def submit(self, job: Job) -> None:
         """Put ``job`` before as many workers as it can use."""
         share = min(self.count, job.count)
-        job.expect(share)
-        for _ in range(share):
-            self._queue.put(job)
+        job.hold(share)
+        with self._lock:
+            self._queue.extend([job] * share)
+            woken, self._asleep = self._asleep[:share], self._asleep[share:]
+        for bell in woken:
+            bell.ring()
 
     def stuck(self, seconds: float) -> int:
         """How many workers have been on one item for longer than ``seconds``."""
@@ -97,14 +141,104 @@ class Workers:
 
     def stop(self) -> None:
         """Let each worker end after the jobs that were submitted before. Does not wait."""
-        for _ in self._threads:
-            self._queue.put(None)
+        with self._lock:
+            self._stopped = True
+            woken, self._asleep = self._asleep, []
+        for bell in woken:
+            bell.ring()
 
     def _run(self, index: int) -> None:
-        began = self._began
+        bell = _Bell()
+        begun: deque[tuple[Job, Begun]] = deque()
+        job: Job | None = None
+        while True:
+            if len(begun) < BEGUN and (job := job or self._next_job()):
+                now = self._began[index] = time.monotonic()
+                position = job.take(now)
+                if position is None:
+                    job.release()
+                    job = None
+                elif item := job.begin(position):
+                    job.hold()
+                    begun.append((job, item))
+                self._began[index] = 0.0
+                continue
+            if not begun and self._stopped:
+                bell.close()
+                return
+            if (place := self._wait(begun, bell)) is not None:
+                self._began[index] = time.monotonic()
+                owner, item = begun[place]
+                del begun[place]
+                item.finish()
+                owner.release()
+                self._began[index] = 0.0
 
-        def note(instant: float) -> None:
-            began[index] = instant
+    def _next_job(self) -> Job | None:
+        with self._lock:
+            return self._queue.popleft() if self._queue else None
 
-        while (job := self._queue.get()) is not None:
-            job.run(note)
+    def _wait(self, begun: deque[tuple[Job, Begun]], bell: _Bell) -> int | None:
+        """Sleep until one of ``begun`` can be finished, and say which, or, with room for more, until there may be a
+        job."""
+        if begun and (place := _ready(begun, 0)) is not None:
+            return place
+        if len(begun) == BEGUN:
+            return _ready(begun, None)
+        with self._lock:
+            if self._queue or (self._stopped and not begun):
+                return None
+            self._asleep.append(bell)
+        place = _ready(begun, None, bell)
+        with self._lock:
+            if bell in self._asleep:
+                self._asleep.remove(bell)
+                return place
+        # Whoever took it from the list rings it.
+        bell.hear()
+        return place
+
+
+class _Bell:
+    """Wakes a thread that waits for descriptors."""
+
+    def __init__(self) -> None:
+        self._ear, self._rope = os.pipe()
+
+    def fileno(self) -> int:
+        return self._ear
+
+    def ring(self) -> None:
+        os.write(self._rope, b"!")
+
+    def hear(self) -> None:
+        """Wait for one ring."""
+        os.read(self._ear, 1)
+
+    def close(self) -> None:
+        os.close(self._ear)
+        os.close(self._rope)
+
+
+def _ready(begun: deque[tuple[Job, Begun]], timeout: float | None, bell: _Bell | None = None) -> int | None:
+    """The place of one that can be finished or has waited long enough; None: the bell rang, or ``timeout`` (seconds,
+    None: as long as all may take) has passed."""
+    poll = select.poll()
+    places = {}
+    until = float("inf")
+    for place, (_, item) in enumerate(begun):
+        descriptor = item.work.fileno()
+        if descriptor < 0:
+            return place
+        poll.register(descriptor, select.POLLIN)
+        places[descriptor] = place
+        until = min(until, item.work.due)
+    if bell is not None:
+        poll.register(bell.fileno(), select.POLLIN)
+    if timeout is None and begun:
+        timeout = max(until - time.monotonic(), 0.0)
+    for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000):
+        if descriptor in places:
+            return places[descriptor]
+    now = time.monotonic()
+    return next((place for place, (_, item) in enumerate(begun) if item.work.due <= now), None)

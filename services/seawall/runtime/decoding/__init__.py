@@ -16,7 +16,7 @@ their own, under limits of memory and time.
 
 from __future__ import annotations
 
-from seawall.runtime.decoding.decoder import Decoder, InProcessDecoder, Measure
+from seawall.runtime.decoding.decoder import Decoder, Decoding, InProcessDecoder, Measure
 from seawall.runtime.decoding.frames import Frame, decode_frames, iterate_frames
 from seawall.runtime.decoding.image_info import ImageInfo, ImageType
 from seawall.runtime.decoding.inspection import inspect
@@ -29,6 +29,7 @@ __all__ = [
     "DEFAULT_LIMITS",
     "PDQ_MIN_SIDE",
     "Decoder",
+    "Decoding",
     "DecodingSettings",
     "Frame",
     "ImageInfo",

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, Protocol
+from collections.abc import Generator, Iterator
+from typing import Final, Generic, Protocol, TypeVar
 
 from seawall.runtime.decoding.frames import Frame, iterate_frames, sample_frames
 from seawall.runtime.decoding.limits import DecodingSettings
 from seawall.runtime.decoding.pixels import Mode, Pixels
+
+Item = TypeVar("Item", covariant=True)
+Made = TypeVar("Made")
+
+
+class Decoding(Protocol[Item]):
+    """A file that is being decoded: what comes of its frames, one after the other. For one thread.
+
+    What is not read to its end must be closed. Reading raises as `Decoder.frames`.
+    """
+
+    @property
+    def due(self) -> float:
+        """Monotonic instant until which the next item is waited for."""
+        ...
+
+    def fileno(self) -> int:
+        """A descriptor that can be read when the next item is there; -1: there is nothing to wait for."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds. May be called twice."""
+        ...
+
+    def __iter__(self) -> Iterator[Item]: ...
+
+    def __next__(self) -> Item: ...
 
 
 class Decoder(Protocol):
@@ -15,10 +42,11 @@ class Decoder(Protocol):
 
     def frames(
         self, data: bytes, mode: Mode, min_side: int | None = None, declared: str = "", most: int | None = None
-    ) -> Iterator[Frame]:
+    ) -> Decoding[Frame]:
         """Every frame as `iterate_frames` gives them, or the ``most`` that differ most, as `sample_frames`.
 
-        A frame's pixels are valid until the next frame is asked for: copy what is to be kept.
+        Decoding begins now, where it has a process of its own. A frame's pixels are valid until the next frame is
+        asked for or the decoding closed: copy what is to be kept.
 
         Raises:
             Unscannable: also after some frames.
@@ -28,7 +56,7 @@ class Decoder(Protocol):
 
     def measured(
         self, data: bytes, mode: Mode, min_side: int | None = None, declared: str = "", argument: str = ""
-    ) -> Iterator[bytes]:
+    ) -> Decoding[bytes]:
         """What the decoder's `Measure` says of every frame: pixels need not travel for that.
 
         Raises as `frames`.
@@ -65,21 +93,43 @@ class InProcessDecoder:
 
     def frames(
         self, data: bytes, mode: Mode, min_side: int | None = None, declared: str = "", most: int | None = None
-    ) -> Iterator[Frame]:
+    ) -> Decoding[Frame]:
         """See `Decoder.frames`."""
-        return in_process(data, mode, min_side, declared, most, self._limits)
+        return _Here(in_process(data, mode, min_side, declared, most, self._limits))
 
     def measured(
         self, data: bytes, mode: Mode, min_side: int | None = None, declared: str = "", argument: str = ""
-    ) -> Iterator[bytes]:
+    ) -> Decoding[bytes]:
         """See `Decoder.measured`."""
-        if self._measure is None:
+        measure = self._measure
+        if measure is None:
             raise ValueError("this decoder was made without a measure")
-        for frame in in_process(data, mode, min_side, declared, None, self._limits):
-            yield self._measure(frame, argument)
+        frames = in_process(data, mode, min_side, declared, None, self._limits)
+        return _Here(measure(frame, argument) for frame in frames)
 
     def close(self) -> None:
         """See `Decoder.close`."""
+
+
+class _Here(Generic[Made]):
+    """A `Decoding` that does its work when it is asked."""
+
+    due = 0.0
+
+    def __init__(self, items: Generator[Made, None, None]) -> None:
+        self._items = items
+
+    def fileno(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        self._items.close()
+
+    def __iter__(self) -> Iterator[Made]:
+        return self
+
+    def __next__(self) -> Made:
+        return next(self._items)
 
 
 def in_process(
@@ -90,7 +140,7 @@ def in_process(
     most: int | None,
     limits: DecodingSettings,
     into: Pixels | None = None,
-) -> Iterator[Frame]:
+) -> Generator[Frame, None, None]:
     """What `Decoder.frames` gives, decoded here; ``into`` as `iterate_frames`."""
     if most is None:
         return iterate_frames(data, mode, min_side, declared, limits, into)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import chain, islice
 from typing import Final, NamedTuple
 
@@ -42,7 +42,7 @@ def iterate_frames(
     declared: str = "",
     limits: DecodingSettings = DEFAULT_LIMITS,
     into: px.Pixels | None = None,
-) -> Iterator[Frame]:
+) -> Generator[Frame, None, None]:
     """Every frame in order, in each view that shows something else, one at a time in memory; identical repeats of the
     frame before are left out, and of a video what hardly differs: see `video`.
 
@@ -81,7 +81,7 @@ def sample_frames(
     declared: str = "",
     limits: DecodingSettings = DEFAULT_LIMITS,
     into: px.Pixels | None = None,
-) -> Iterator[Frame]:
+) -> Generator[Frame, None, None]:
     """At most ``max_frames`` frames that differ most: the first, then each time the one farthest from all chosen, so
     that a single odd frame is chosen early wherever it stands. A still costs no more than `decode_rgb`.
 
