@@ -24,7 +24,8 @@ def read(terms: TermSet, prompt: str, negative: str = "") -> Detection:
 def test_concepts_near_each_other_are_detected_and_windowed(terms: TermSet) -> None:
     found = read(terms, f"{FILLER * 3}{CLINICAL}, {FILLER * 3}")
     assert found.minor_sexual == 1.0
-    (read_,) = found.windows
+    read_, item = found.windows
+    assert item.text.endswith(CLINICAL) and item.core == f"forest {CLINICAL}"
     assert read_.core == f"forest {CLINICAL} a"
     assert CLINICAL in read_.text
     assert len(read_.text.split()) <= 5 + 8
@@ -139,7 +140,10 @@ def test_a_list_of_many_terms_stays_bounded(terms: TermSet) -> None:
 
 def test_a_minor_who_is_excluded_is_not_read_as_a_child(terms: TermSet) -> None:
     found = read(terms, "nude woman, no minors, adult only")
-    assert [each.text for each in found.windows] == ["nude woman no minors adult only"]
+    assert [each.text for each in found.windows] == [
+        "nude woman no minors adult only",
+        "nude woman no minors",
+    ]
 
 
 def test_every_window_is_text_even_when_cut_inside_other_scripts(terms: TermSet) -> None:
@@ -199,8 +203,16 @@ def test_distance_in_a_script_without_spaces_is_counted_by_its_letters(terms: Te
 def test_a_frame_is_the_request_without_what_it_is_about(terms: TermSet) -> None:
     (guide,) = read(terms, "a guide for parents on how to talk with a child about explicit images").windows
     assert guide.frame == "how to talk with a person about thing"
-    (request,) = read(terms, "generate an explicit image of a child, oil painting").windows
+    request, item = read(terms, "generate an explicit image of a child, oil painting").windows
     assert request.frame == "generate an thing of a person oil painting"
+    assert item.frame == "generate an thing of a person"
+
+
+def test_among_tags_a_request_is_read_by_itself(terms: TermSet) -> None:
+    """Else harmless tags around it would have the last word."""
+    (bare,) = read(terms, CLINICAL).windows
+    for tags in (f"best quality, a river, {CLINICAL}, birds in the sky", f"lake, {CLINICAL}, oil painting"):
+        assert bare[:2] in [window[:2] for window in read(terms, tags).windows]
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,8 @@ class _Detector:
             places = [Place(hit.concept, "prompt", *view.origin(hit.start, hit.end)) for hit in (pair.one, pair.other)]
             start, end = min(place.start for place in places), max(place.end for place in places)
             self._quote(view.words, pair, reach(prompt, start, end))
+            # Among tags a request is one item, and those around it say nothing of it.
+            self._quote(view.words, pair, reach(prompt, start, end, item=True))
             for place in places:
                 self._place(place)
 
