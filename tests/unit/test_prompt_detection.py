@@ -139,7 +139,10 @@ def test_a_list_of_many_terms_stays_bounded(terms: TermSet) -> None:
 
 def test_a_minor_who_is_excluded_is_not_read_as_a_child(terms: TermSet) -> None:
     found = read(terms, "nude woman, no minors, adult only")
-    assert [each.text for each in found.windows] == ["nude woman no minors adult only"]
+    assert [each.text for each in found.windows] == [
+        "nude woman no minors adult only",
+        "nude woman no minors",
+    ]
 
 
 def test_every_window_is_text_even_when_cut_inside_other_scripts(terms: TermSet) -> None:
@@ -201,6 +204,13 @@ def test_a_frame_is_the_request_without_what_it_is_about(terms: TermSet) -> None
     assert guide.frame == "how to talk with a person about thing"
     (request,) = read(terms, "generate an explicit image of a child, oil painting").windows
     assert request.frame == "generate an thing of a person oil painting"
+
+
+def test_among_tags_a_request_is_read_by_itself(terms: TermSet) -> None:
+    """Else harmless tags around it would have the last word."""
+    (bare,) = read(terms, CLINICAL).windows
+    for tags in (f"best quality, a river, {CLINICAL}, birds in the sky", f"lake, {CLINICAL}, oil painting"):
+        assert bare[:2] in [window[:2] for window in read(terms, tags).windows]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ _SPLIT = 0.8
 _TURNS = 0.7
 #: Concepts further apart than this many words are read as two stretches put together.
 _JOINT_WITHIN = 12
+#: Commas that make a list; with fewer, what follows may be what the text is: "images of children, a study".
+_LIST_FROM = 2
 #: Words between the concepts of a sentence that is split over prompt and negative prompt.
 _SPLIT_WITHIN = 12
 #: Places of a detection that are told.
@@ -161,6 +163,9 @@ class _Detector:
             places = [Place(hit.concept, "prompt", *view.origin(hit.start, hit.end)) for hit in (pair.one, pair.other)]
             start, end = min(place.start for place in places), max(place.end for place in places)
             self._quote(view.words, pair, reach(prompt, start, end))
+            if prompt.count(",") >= _LIST_FROM:
+                # Among tags a request is one item, and those around it say nothing of it.
+                self._quote(view.words, pair, reach(prompt, start, end, item=True))
             for place in places:
                 self._place(place)
 

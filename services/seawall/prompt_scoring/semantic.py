@@ -57,7 +57,7 @@ class SemanticScorer:
             except TooManyTokens:
                 raise Unscannable("TOO_LONG") from None
             whole = self._anchors.score(vectors)
-        windows = reading.detection.windows[: 2 * self._settings.max_pairs]
+        windows = reading.detection.windows[: 4 * self._settings.max_pairs]
         near = max((self._near(window) for window in windows), default=0.0)
         foreign = any(window.language not in self._head.languages for window in windows)
         outside = 1.0 if foreign else _outside(reading.prompt)

@@ -97,6 +97,8 @@ def _distance(words: bytes, one: Hit, other: Hit) -> int:
 
 #: What ends a sentence or a clause that stands by itself, with white space or nothing after it; and brackets.
 _ENDS = re.compile(r"[.!?:;]+(?=\s|$)|\n|[()\[\]|\u2014]|\s[-\u2013](?=\s)")
+#: And what ends an item of a list of tags.
+_ITEM_ENDS = re.compile(_ENDS.pattern + r"|,(?=\s|$)")
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -110,16 +112,18 @@ class Reach(NamedTuple):
 ANYWHERE = Reach(1 << 30, 1 << 30)
 
 
-def reach(text: str, start: int, end: int) -> Reach:
+def reach(text: str, start: int, end: int, *, item: bool = False) -> Reach:
     """Where the sentence begins and ends in which a pair stands: what it is wrapped in is mostly another one.
 
     Args:
         text: the untouched text.
         start: of the pair's place in it, in characters; ``end`` likewise.
+        item: only the item of a list, which ends with a comma.
     """
+    ends = _ITEM_ENDS if item else _ENDS
     before, after = text[max(0, start - _NEARBY) : start], text[end : end + _NEARBY]
-    first = max((match.end() for match in _ENDS.finditer(before)), default=None)
-    last = _ENDS.search(after)
+    first = max((match.end() for match in ends.finditer(before)), default=None)
+    last = ends.search(after)
     return Reach(
         ANYWHERE.before if first is None else len(_WORD.findall(before[first:])),
         ANYWHERE.after if last is None else len(_WORD.findall(after[: last.start()])),
