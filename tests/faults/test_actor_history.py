@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections import Counter
 
 import pytest
@@ -16,7 +15,7 @@ from seawall.api.decision.v1 import decision_pb2
 from seawall.core import identity
 from seawall.runtime.broker import Output
 from tests.support.kafka import PATIENCE_SECONDS
-from tests.support.mesh import Lane, Room
+from tests.support.mesh import Lane
 
 pytestmark = [pytest.mark.faults, pytest.mark.kafka, pytest.mark.timeout(300)]
 
@@ -39,9 +38,7 @@ def near_miss(number: int) -> Output:
 
 async def test_actor_history_is_killed(lane: Lane) -> None:
     """F31: nothing is lost and nothing counted twice; what cannot be read is set aside."""
-    name = "actor_history"
-    room = Room(lane, name, [sys.executable, "-m", "seawall.cli", "run", name], lane.environment)
-    lane.rooms.append(room)
+    room = lane.run("actor_history")
     await room.ready()
     producer = lane.broker.producer()
     await producer.start()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from seawall.api.generation.v1 import generation_pb2
+from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.classification.stage import STAGE as CLASSIFICATION
 from tests.faults.sending import ERROR, OK, expected, ids, measured_right, send, statuses
 from tests.support import model_packs
 from tests.support.mesh import Lane, Room, environment_of
-from tests.support.stages import AGGREGATOR, SERVICE, WORDS
+from tests.support.otlp import Stoppable, exporting
+from tests.support.stages import AGGREGATOR, SERVICE, WORDS, TestStage
 
 pytestmark = [pytest.mark.faults, pytest.mark.kafka, pytest.mark.timeout(300)]
 
@@ -50,17 +56,16 @@ async def test_a_scorer_is_killed_in_the_middle_of_a_batch(lane: Lane) -> None:
 
 
 async def test_an_item_that_kills_every_scorer(lane: Lane) -> None:
-    """F18: only it errs, however often it takes the service with it."""
+    """F18: only it errs, and its 63 neighbours are scored, however often it takes the service with it."""
     lane.policy(max_attempts=1)
     service = lane.start(SERVICE)
-    # Long enough for the supervisor's back-off, which grows with each death; one death a call.
-    patient = {"RPC_CLIENT__TIMEOUT_SECONDS": "30", "ENGINE__BUDGET_SECONDS": "100", "RPC_CLIENT__MAX_ATTEMPTS": "1"}
-    words = lane.start(WORDS, ENGINE__MAX_ATTEMPTS="2", **patient)
+    # Long enough for the supervisor's back-off, which grows with each death.
+    words = lane.start(WORDS, RPC_CLIENT__TIMEOUT_SECONDS="30", ENGINE__BUDGET_SECONDS="100")
     await lane.ready([lane.start(AGGREGATOR), service, words])
-    sent = [*ids("plain", 4), "die-always:0", *ids("plain", 3, first=4)]
+    sent = [*ids("plain", 31), "die-always:0", *ids("plain", 32, first=31)]
     await send(lane, sent, partition=0)
     await lane.finish()
-    assert len(service.deaths) > 1
+    assert 2 <= len(service.deaths) <= 4, "at most twice with its neighbours, and twice alone"
     assert lane.ledger.outcomes(sent) == expected(sent, **{"die-always": "REVIEW"})
     assert statuses(lane.ledger, "die-always:0", WORDS) == {(ERROR, "UNAVAILABLE")}
     assert all(statuses(lane.ledger, one, WORDS) == {(OK, "")} for one in sent if one.startswith("plain"))
@@ -133,16 +138,71 @@ async def test_replies_that_are_wrong(lane: Lane) -> None:
 
 
 async def test_three_times_the_capacity(lane: Lane) -> None:
-    """F19: RESOURCE_EXHAUSTED and a lag that grows; nothing is lost, nothing given up."""
+    """F19: RESOURCE_EXHAUSTED and a lag that grows, in flat memory; nothing is lost, nothing given up."""
     service = lane.start(SERVICE, RPC_SERVER__WORKERS="1", RPC_SERVER__MAX_CONCURRENT_RPCS="1")
-    words = lane.start(WORDS, ENGINE__MAX_RPCS="4", ENGINE__BATCH_SIZE="8", ENGINE__BUDGET_SECONDS="100")
-    await lane.ready([service, lane.start(AGGREGATOR), words])
-    sent = ids("slow", 200)
-    await send(lane, sent)
+    bounded = {"ENGINE__MAX_RPCS": "4", "ENGINE__BATCH_SIZE": "8", "ENGINE__BUDGET_SECONDS": "100"}
+    # What is fetched and not yet taken is bounded, too.
+    fetching = {"KAFKA__FETCH_MAX_BYTES": str(1 << 20), "KAFKA__MAX_PARTITION_FETCH_BYTES": str(1 << 19)}
+    words = lane.start(WORDS, ENGINE__MAX_IN_FLIGHT="64", **bounded, **fetching)
+    await lane.ready([lane.start(AGGREGATOR), service, words])
+    lags: list[int] = []
+    memory: list[int] = []
+    sent: list[str] = []
+    # What a relay that takes all it is offered would hold: 100 kB for each of three times 150.
+    size = 100_000
+    for _ in range(3):
+        more = ids("slow", 150, first=len(sent))
+        sent += more
+        answered = len(lane.ledger.signals)
+        await lane.send(*(padded(lane, one, size) for one in more))
+        await lane.until(lambda: len(lane.ledger.signals) >= answered + 50, "it works at its own pace")  # noqa: B023
+        lags.append(await lane.lag(WORDS))
+        memory.append(words.memory)
     await lane.finish()
     assert any(event["reason"] == "RESOURCE_EXHAUSTED" for event in words.events("rpc_failed"))
+    assert lags == sorted(lags)
+    assert lags[-1] > lags[0] + 64, "more waits in the log than a relay may hold"
+    assert memory[-1] - memory[0] < (lags[-1] - lags[0]) * size / 4, f"memory does not follow the lag: {memory}, {lags}"
     assert lane.ledger.outcomes(sent) == expected(sent)
     assert lane.ledger.deadlines == []
+
+
+def padded(lane: Lane, generation_id: str, size: int) -> generation_pb2.Generation:
+    """A generation with a prompt of so many bytes that no compression makes smaller."""
+    made = lane.generation(generation_id)
+    made.prompt.ciphertext = random.Random(generation_id).randbytes(size)
+    return made
+
+
+async def test_the_caller_cancels(lane: Lane) -> None:
+    """F21: once the server has heard of it, it begins no further item."""
+    request = prompt_scoring_pb2.ScorePromptsRequest()
+    for number in range(64):
+        request.items.add(id=number, generation_id=f"gated:{number}")
+    begun, gate = lane.home / "begun", lane.home / "gate"
+    with Stoppable() as collector:
+        service = lane.start(SERVICE, RPC_SERVER__WORKERS="2", **exporting(collector.endpoint))
+        await service.ready()
+        async with grpc.aio.insecure_channel(f"unix:{lane.sockets / 'service.sock'}") as channel:
+            ask = channel.unary_unary(
+                TestStage.method,
+                request_serializer=TestStage.request_type.SerializeToString,
+                response_deserializer=TestStage.response_type.FromString,
+            )
+            call = ask(request, timeout=60)
+            while not begun.exists() or begun.stat().st_size < 2:  # noqa: ASYNC110  another process writes it
+                await asyncio.sleep(0.01)
+            call.cancel()
+            cancelled = partial(
+                collector.received.total, SERVICE, "rpc.server.call.duration", rpc__status_code="CANCELLED"
+            )
+            await asyncio.to_thread(collector.received.until, cancelled, "a call that ended CANCELLED")
+            gate.touch()
+            del request.items[1:]
+            # Behind what was begun before: when it is answered, whatever else would have begun has.
+            reply = await ask(request, timeout=60)
+    assert reply.replies[0].result.status == OK
+    assert begun.stat().st_size == 3, "of 64 items the two that were begun, and the one of the second call"
 
 
 async def test_a_rolling_deploy_of_a_scorer(lane: Lane) -> None:

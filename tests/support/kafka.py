@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from seawall.local.kafka import EmbeddedKafka
@@ -17,14 +19,34 @@ PATIENCE_SECONDS = 60.0
 
 
 @contextmanager
-def embedded_kafka(data_dir: Path) -> Iterator[EmbeddedKafka]:
-    """A broker on ports of the system's choice; its jars come from the user's cache."""
-    broker = EmbeddedKafka(data_dir, cache=seawall_home() / "cache", quick_compiler=True)
+def embedded_kafka(data_dir: Path, *, port: int = 0, launcher: Sequence[str] = ()) -> Iterator[EmbeddedKafka]:
+    """A broker on ports of the system's choice, unless one is given; its jars come from the user's cache."""
+    broker = EmbeddedKafka(data_dir, cache=seawall_home() / "cache", port=port, quick_compiler=True, launcher=launcher)
     try:
         broker.start()
         yield broker
     finally:
         broker.stop()
+
+
+@contextmanager
+def kafka_cluster(folder: Path, brokers: int = 3) -> Iterator[list[EmbeddedKafka]]:
+    """Brokers with as many copies of each record, the first of them the controller; two must acknowledge."""
+    shared: dict[str, Any] = {"cache": seawall_home() / "cache", "copies": brokers, "heap_mb": 256}
+    first = EmbeddedKafka(folder / "1", **shared)
+    nodes = [first] + [
+        EmbeddedKafka(folder / str(node), node=node, joins=first, **shared) for node in range(2, brokers + 1)
+    ]
+    try:
+        first.start()
+        with ThreadPoolExecutor(brokers) as pool:
+            list(pool.map(EmbeddedKafka.start, nodes[1:]))
+        yield nodes
+    finally:
+        # The controller last: the others ask it before they stop.
+        with ThreadPoolExecutor(brokers) as pool:
+            list(pool.map(EmbeddedKafka.stop, nodes[1:]))
+        first.stop()
 
 
 def client_settings(bootstrap_servers: str) -> KafkaSettings:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
@@ -49,6 +50,10 @@ rules:
     when: evidence.score["pictures.score"] >= threshold["pictures"]
     outcome: BLOCK
     reason: PICTURES
+actors:
+  rare: [words.score]
+  drip_floor: 0.25
+  rules: [{{id: watched, when: actor.pressure >= 3.0, standing: WATCHED, reason: SEVERAL, lasts_hours: 48.0}}]
 """
 
 #: Settings of every room: all pauses short, so that a test waits for the work alone.
@@ -97,6 +102,11 @@ class Room:
         return self._supervisor.pids()[self.name]
 
     @property
+    def memory(self) -> int:
+        """Its resident bytes now."""
+        return int(psutil.Process(self.pid).memory_info().rss)
+
+    @property
     def deaths(self) -> list[str]:
         """How its processes ended that were not asked to: "ended with SIGKILL; …"."""
         return [status.detail for status in self.statuses if status.state is State.WAITING]
@@ -106,6 +116,12 @@ class Room:
         lines = self.log.read_text("utf-8").splitlines() if self.log.exists() else []
         logged = [json.loads(line) for line in lines if line.startswith("{")]
         return [line for line in logged if line.get("event") == name]
+
+    async def until_told(self, times: int, *names: str, patience: float = PATIENCE_SECONDS) -> None:
+        """Wait until it has logged these so often, all together."""
+        async with asyncio.timeout(patience):
+            while sum(len(self.events(name)) for name in names) < times:  # noqa: ASYNC110  a log tells nobody
+                await asyncio.sleep(0.1)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what changes of state bring about."""
@@ -193,7 +209,7 @@ class Lane:
             environment: more settings, without the prefix SEAWALL_ where they have a double underscore.
         """
         name = name or room
-        settings = {**self.environment, "SEAWALL_INSTANCE": name}
+        settings = {"SEAWALL_INSTANCE": name}
         if room == SERVICE and "RPC_SERVER__PORT_FILE" not in environment:
             settings["SEAWALL_RPC_SERVER__UDS"] = str(self.sockets / f"{name}.sock")
         if room != SERVICE:
@@ -201,7 +217,21 @@ class Lane:
         if kill:
             settings["KILL_POINT"] = kill
         settings |= {f"SEAWALL_{key}" if "__" in key else key: value for key, value in environment.items()}
-        started = Room(self, name, [sys.executable, "-m", "tests.support.stages", room], settings)
+        return self._start(name, [sys.executable, "-m", "tests.support.stages", room], settings)
+
+    def run(self, room: str, **environment: str) -> Room:
+        """Start a room as ``seawall run`` does.
+
+        Args:
+            environment: more settings, without the prefix SEAWALL_.
+        """
+        settings = {f"SEAWALL_{key}": value for key, value in environment.items()}
+        if room in ("prompt_scoring", "perceptual_hashing", "classification"):
+            settings["SEAWALL_RPC_SERVER__UDS"] = str(self.sockets / "service.sock")
+        return self._start(room, [sys.executable, "-m", "seawall.cli", "run", room], settings)
+
+    def _start(self, name: str, argv: Sequence[str], settings: Mapping[str, str]) -> Room:
+        started = Room(self, name, argv, {**self.environment, **settings})
         self.rooms.append(started)
         return started
 
@@ -351,6 +381,36 @@ class Lane:
             if partition.topic == self.names.generations and entry.offset >= 0
         }
 
+    async def leaders(self) -> dict[TopicPartition, int]:
+        """The node that leads each partition of the lane's topics; -1: none does."""
+        return {partition: described["leader"] for partition, described in (await self._described()).items()}
+
+    async def until_in_sync(self, copies: int) -> None:
+        """Wait until each partition has so many copies that keep up."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while any(len(one["isr"]) < copies for one in (await self._described()).values()):
+                await self._read()
+
+    async def _described(self) -> dict[TopicPartition, Any]:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.bootstrap_servers)
+        await admin.start()
+        try:
+            topics_there = await admin.describe_topics(list(self.names.all))
+        finally:
+            await admin.close()
+        return {
+            TopicPartition(topic["topic"], one["partition"]): one
+            for topic in topics_there
+            for one in topic["partitions"]
+        }
+
+    async def lag(self, group: str) -> int:
+        """Records of generations.v1 that a room's group has not committed."""
+        partitions = [TopicPartition(self.names.generations, number) for number in range(self.partitions)]
+        ends = await self._reader.end_offsets(partitions)
+        committed = await self.committed(group)
+        return sum(end - committed.get(partition.partition, 0) for partition, end in ends.items())
+
     async def delete_topic(self, name: str) -> None:
         """Take a topic away, as an operator's mistake would."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.bootstrap_servers)
@@ -372,11 +432,12 @@ class Lane:
 
 @asynccontextmanager
 async def open_lane(
-    home: Path, bootstrap_servers: str, *, partitions: int = 2, apply: bool = True
+    home: Path, bootstrap_servers: str, *, partitions: int = 2, copies: int = 1, apply: bool = True
 ) -> AsyncIterator[Lane]:
     """A lane with its topics; its rooms are ended when the context is left, however it is left.
 
     Args:
+        copies: of each record; of three, two must acknowledge.
         apply: make the topics.
     """
     # A Unix socket's path is short.
@@ -385,7 +446,8 @@ async def open_lane(
     lane = Lane(home, sockets, bootstrap_servers, partitions)
     try:
         if apply:
-            await topics.apply(lane.broker, lane.settings, TopicSettings(partitions=partitions))
+            made = TopicSettings(partitions=partitions, replication_factor=copies)
+            await topics.apply(lane.broker, lane.settings, made)
             await lane._reader.start()
         await lane._producer.start()
         yield lane

@@ -51,6 +51,22 @@ class Received:
         with self.changed:
             return [span for spans in self.spans.values() for span in spans]
 
+    def total(self, service: str, name: str, **attributes: str) -> float:
+        """The sum of a room's metric over the points with these attributes (``__`` for a dot); of a histogram, how many
+        measurements. 0 where it was not sent."""
+        with self.changed:
+            metric = self.metrics.get((service, name))
+        kind = metric.WhichOneof("data") if metric else None
+        if metric is None or kind is None:
+            return 0.0
+        wanted = {(key.replace("__", "."), value) for key, value in attributes.items()}
+        total: float = sum(
+            point.count if kind == "histogram" else getattr(point, point.WhichOneof("value"))
+            for point in getattr(metric, kind).data_points
+            if wanted <= attributes_of(point.attributes).items()
+        )
+        return total
+
     def until(self, condition: Callable[[], Any], what: str) -> Any:
         """Wait until what was received makes ``condition`` true; its value."""
         with self.changed:
@@ -90,9 +106,9 @@ class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
 
 
 class Stoppable:
-    """A collector that can go away."""
+    """A collector that can go away; another at its ``port`` is the same one come back."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.received = Received()
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
@@ -101,7 +117,8 @@ class Stoppable:
         metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(  # type: ignore[no-untyped-call]
             _Metrics(self.received), self._server
         )
-        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self.endpoint = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Stoppable:
         self._server.start()
@@ -113,6 +130,15 @@ class Stoppable:
     def stop(self) -> None:
         """Go away; again changes nothing."""
         self._server.stop(1).wait()
+
+
+def exporting(endpoint: str) -> dict[str, str]:
+    """Settings of a room that exports there often and does not wait long, for ``Lane.start``."""
+    return {
+        "TELEMETRY__OTLP_ENDPOINT": endpoint,
+        "TELEMETRY__METRICS_INTERVAL_SECONDS": "0.5",
+        "TELEMETRY__EXPORT_TIMEOUT_SECONDS": "1",
+    }
 
 
 @contextmanager

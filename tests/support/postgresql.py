@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import psycopg
 
 with warnings.catch_warnings():
@@ -17,11 +19,16 @@ with warnings.catch_warnings():
 
 @contextmanager
 def server(folder: Path) -> Iterator[str]:
-    """The address of a running server, for `fresh`; it is stopped, and its folder left to the caller."""
+    """The address of a running server, for `fresh`; it is stopped, and its folder left to the caller, who may start it
+    again there."""
     running = get_server(folder, cleanup_mode="stop")
     try:
         yield running.get_uri()
     finally:
+        # At once, whoever is connected; what the wheel does itself waits for them, and then leaves half of it behind.
+        postmaster = psutil.Process(running.get_pid())
+        postmaster.send_signal(signal.SIGINT)
+        postmaster.wait(20)
         running.cleanup()
 
 

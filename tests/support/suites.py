@@ -1,6 +1,7 @@
 """A pytest plugin: a heading for each suite (tests/unit, tests/contract, …), and failure when one ran no test.
 
-A suite that runs nothing passes in silence otherwise, and silence is what this project exists to prevent.
+A suite that runs nothing passes in silence otherwise, and silence is what this project exists to prevent. With
+``--long`` the tests that are marked so run, and without it the others: each in one of CI's two runs.
 """
 
 from __future__ import annotations
@@ -49,6 +50,17 @@ class _Suites:
 def _suite(path: str) -> str:
     """The first two parts of a test's path: "tests/unit"."""
     return "/".join(Path(path.split("::")[0]).parts[:2])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked `long`, which are left out otherwise")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = bool(config.getoption("--long"))
+    others = [item for item in items if bool(item.get_closest_marker("long")) is not wanted]
+    items[:] = [item for item in items if item not in others]
+    config.hook.pytest_deselected(items=others)
 
 
 @pytest.hookimpl(trylast=True)

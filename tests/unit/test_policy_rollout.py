@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from seawall.aggregator.reload import Reloader
 from seawall.aggregator.replay.decisions import remake, shadow_tallies
 from seawall.aggregator.replay.records import Export, ReplayRecord, Stretch, from_file, from_topics
 from seawall.aggregator.replay.run import Replay
@@ -19,6 +18,7 @@ from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Fatal
 from seawall.core.policy import Policy, Rollout
 from seawall.core.policy.archive import Archive, find_bundle
+from seawall.core.policy.reload import Reloader
 from tests.support.records import CLASSIFICATION, PROMPT, generation, signal
 from tests.support.stream import NAMES, Seen, Stream
 from tests.unit.test_policy_bundle import A_HIGH, A_LOW, B, bundle, rule

@@ -42,6 +42,26 @@ def test_joined_topics_are_planned_with_equal_partitions_and_the_logs_own_time()
         assert specs[name].config["cleanup.policy"] == "delete"
 
 
+@pytest.mark.parametrize(
+    ("settings", "in_sync"),
+    [
+        ({}, None),
+        ({"replication_factor": 2}, None),
+        ({"replication_factor": 3}, "2"),
+        ({"replication_factor": 3, "min_insync_replicas": 1}, "1"),
+        ({"replication_factor": 5, "min_insync_replicas": 3}, "3"),
+    ],
+)
+def test_of_three_copies_two_must_acknowledge(settings: dict[str, int], in_sync: str | None) -> None:
+    specs = topics.plan(NAMES, TopicSettings(**settings))
+    assert {spec.config.get("min.insync.replicas") for spec in specs} == {in_sync}
+
+
+def test_more_copies_in_sync_than_there_are_is_refused() -> None:
+    with pytest.raises(ValueError, match="min_insync_replicas is above replication_factor"):
+        TopicSettings(replication_factor=2, min_insync_replicas=3)
+
+
 def test_a_dead_letter_can_hold_the_largest_record() -> None:
     largest = {spec.name: int(spec.config["max.message.bytes"]) for spec in topics.plan(NAMES)}
     assert largest[NAMES.dead_letters] > max(largest[name] for name in NAMES.co_partitioned)

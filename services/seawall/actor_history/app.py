@@ -10,24 +10,29 @@ meets is caught inside it, since a raising agent's event is skipped; and each va
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import faust
 from faust.streams import _current_event
 from google.protobuf.message import DecodeError
 
-from seawall.actor_history import history
+from seawall.actor_history.lean import BatchedTable, LeanMonitor
+from seawall.actor_history.outputs import Outputs
+from seawall.actor_history.rules import Rules
 from seawall.actor_history.settings import ActorHistorySettings
 from seawall.api.actor_standing.v1 import actor_standing_pb2 as pb
 from seawall.api.decision.v1 import decision_pb2
+from seawall.core import actor
 from seawall.core.errors import Poison
+from seawall.core.policy import ActorPolicy
 from seawall.relay.dead_letters import DeadLetters
 from seawall.relay.observe import StreamObserver
 from seawall.runtime.broker import Output
 from seawall.runtime.kafka import connection
+from seawall.runtime.kafka.connection import BROKER_ERRORS
 from seawall.runtime.topics import TopicNames
 
 ROOM = "actor_history"
@@ -41,9 +46,6 @@ class _Change(NamedTuple):
     taken: Any
 
 
-_Changed = dict[bytes, _Change]
-
-
 def _take_in_hand(event: Any) -> None:
     """A table asks which event is in hand, for its partition's store and changelog; of a batch, Faust names none."""
     _current_event.set(weakref.ref(event))
@@ -54,6 +56,8 @@ def make_app(
     names: TopicNames,
     partitions: int,
     dead_letters: DeadLetters,
+    rules: Rules,
+    outputs: Outputs,
     observer: StreamObserver,
 ) -> faust.App:
     """The application. ``partitions``: of decisions.v1, which the table's changelog shares with actor_events.v1."""
@@ -71,11 +75,13 @@ def make_app(
         store="rocksdb://",
         datadir=str(settings.state / "data"),
         topic_partitions=partitions,
-        topic_replication_factor=1,
+        topic_replication_factor=settings.changelog_replication_factor,
         topic_allow_declare=True,
         topic_disable_leader=True,
         stream_wait_empty=False,
         web_enabled=False,
+        Monitor=LeanMonitor,
+        Table=BatchedTable,
         key_serializer="raw",
         value_serializer="raw",
         loghandlers=[],
@@ -83,72 +89,91 @@ def make_app(
     raw: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
     decisions = app.topic(names.decisions, **raw)
     events = app.topic(names.actor_events, **raw)
-    standings = app.topic(names.actor_standing, **raw)
-    letters = app.topic(names.dead_letters, **raw)
     options = {"driver": "rocksdict"}
-    table = app.Table("histories", partitions=partitions, options=options, key_type=bytes, value_type=bytes)
-    rules = settings.standing
+    table = cast(
+        BatchedTable,
+        app.Table("histories", partitions=partitions, options=options, key_type=bytes, value_type=bytes),
+    )
+    app.add_dependency(outputs)
 
-    async def set_aside(message: Any, error: Poison) -> None:
-        output: Output = dead_letters.output(message, error)
+    @app.task  # type: ignore[untyped-decorator]
+    async def keep_up() -> None:
+        await rules.keep_up(settings.policy_reload_seconds)
+
+    @app.timer(interval=settings.position_seconds)  # type: ignore[untyped-decorator]
+    async def keep_positions() -> None:
+        try:
+            await table.keep_positions()
+        except BROKER_ERRORS as error:
+            observer.event("positions_not_kept", reason=type(error).__name__)
+
+    def guarded(message: Any, work: Callable[[], Output | None]) -> Output | None:
+        """What comes of it; or its dead letter: the others must go on, and Faust would skip it in silence."""
+        try:
+            return work()
+        except (DecodeError, UnicodeDecodeError):
+            return set_aside(message, Poison("UNDECODABLE", "the value is not of its topic"))
+        except Poison as error:
+            return set_aside(message, error)
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Ours, not the record's: it is set aside with its name, and logged.
+            observer.event("crashed", error=error)
+            return set_aside(message, Poison("INTERNAL", f"actor_history failed on it: {type(error).__name__}"))
+
+    def set_aside(message: Any, error: Poison) -> Output:
         observer.event("diverted", reason=error.reason, partition=message.partition, offset=message.offset)
-        await letters.send(key=output.key, value=output.value, headers=list(output.headers))
-
-    async def each(taken: list[Any], work: Callable[[Any], Any]) -> None:
-        """Do it for each; what cannot be done is set aside, and the others go on."""
-        for one in taken:
-            try:
-                await work(one)
-            except (DecodeError, Poison, UnicodeDecodeError) as error:
-                poison = error if isinstance(error, Poison) else Poison("UNDECODABLE", "the value is not of its topic")
-                await set_aside(one.message, poison)
-            except (asyncio.CancelledError, MemoryError):
-                raise
-            except Exception as error:
-                # Ours, not the record's; but Faust would skip it in silence. It is set aside with its name, and logged.
-                observer.event("crashed", error=error)
-                await set_aside(one.message, Poison("INTERNAL", f"actor_history failed on it: {type(error).__name__}"))
+        return dead_letters.output(message, error)
 
     @app.agent(decisions, concurrency=1)
     async def sort(stream: Any) -> AsyncIterator[None]:
-        async def pass_on(taken: Any) -> None:
+        def pass_on(taken: Any) -> Output | None:
             message = taken.message
             decision = decision_pb2.Decision.FromString(taken.value or b"")
-            event = history.event_of(decision, message.topic, message.partition, message.offset, rules)
-            if event is not None:
-                key = history.key_of(event.tenant_id, event.actor_id)
-                await events.send(key=key, value=event.SerializeToString())
+            event = actor.event_of(decision, message.topic, message.partition, message.offset, rules.current)
+            if event is None:
+                return None
+            key = actor.key_of(event.tenant_id, event.actor_id)
+            return Output(names.actor_events, None, key, event.SerializeToString())
 
         async for taken in stream.take_events(settings.batch_size, within=settings.batch_seconds):
-            await each(taken, pass_on)
-            await app.producer.flush()
+            made = (guarded(one.message, partial(pass_on, one)) for one in taken)
+            await outputs.send([output for output in made if output is not None])
             yield
 
     @app.agent(events, concurrency=1)
     async def count(stream: Any) -> AsyncIterator[None]:
+        def add(one: Any, policy: ActorPolicy, changed: dict[bytes, _Change]) -> None:
+            event = pb.ActorEvent.FromString(one.value or b"")
+            key = actor.key_of(event.tenant_id, event.actor_id)
+            if key != one.key:
+                raise Poison("WRONG_KEY", "the record's key is not the actor that it is about")
+            if (known := changed.get(key)) is not None:
+                kept = known.history
+            else:
+                _take_in_hand(one)
+                kept = pb.ActorHistory.FromString(table.get(key) or b"")
+            actor.apply(kept, event, policy)
+            # Also what was counted before: its standing may not have been written when the process died.
+            changed[key] = _Change(kept, event, one)
+
+        def stand(key: bytes, change: _Change, policy: ActorPolicy) -> Output:
+            kept, event, one = change
+            made = actor.standing(kept, event.tenant_id, event.actor_id, policy)
+            _take_in_hand(one)
+            table[key] = kept.SerializeToString(deterministic=True)
+            return Output(names.actor_standing, None, key, made.SerializeToString(deterministic=True))
+
         async for taken in stream.take_events(settings.batch_size, within=settings.batch_seconds):
-            changed: _Changed = {}
-
-            async def add(one: Any, changed: _Changed = changed) -> None:
-                _take_in_hand(one)
-                event = pb.ActorEvent.FromString(one.value or b"")
-                key = history.key_of(event.tenant_id, event.actor_id)
-                if key != one.key:
-                    raise Poison("WRONG_KEY", "the record's key is not the actor that it is about")
-                known = changed.get(key)
-                kept = known.history if known else pb.ActorHistory.FromString(table.get(key) or b"")
-                history.apply(kept, event, rules)
-                # Also what was counted before: its standing may not have been written when the process died.
-                changed[key] = _Change(kept, event, one)
-
-            await each(taken, add)
-            for key, (kept, event, one) in changed.items():
-                _take_in_hand(one)
-                table[key] = kept.SerializeToString(deterministic=True)
-                made = history.standing(kept, event.tenant_id, event.actor_id, rules)
-                await standings.send(key=key, value=made.SerializeToString(deterministic=True))
+            # One policy for the whole batch.
+            policy = rules.current
+            changed: dict[bytes, _Change] = {}
+            made = [guarded(one.message, partial(add, one, policy, changed)) for one in taken]
+            for key, change in changed.items():
+                made.append(guarded(change.taken.message, partial(stand, key, change, policy)))
             # The changelog's records as well: only then may the offsets be committed.
-            await app.producer.flush()
+            await outputs.send([*(output for output in made if output is not None), *table.changes()])
             yield
 
     @app.on_rebalance_complete.connect

@@ -10,12 +10,12 @@ from functools import partial
 import uvloop
 
 from seawall.aggregator.engine import Engine
-from seawall.aggregator.reload import Reloader
 from seawall.aggregator.settings import AggregatorSettings
 from seawall.aggregator.traces import AggregatorObserver
 from seawall.core.clock import SystemClock
 from seawall.core.policy import Rollout
 from seawall.core.policy.archive import Archive
+from seawall.core.policy.reload import Reloader
 from seawall.relay.dead_letters import DeadLetters
 from seawall.runtime import logging, metrics, telemetry, topics
 from seawall.runtime.kafka import KafkaBroker

@@ -18,6 +18,7 @@ from seawall.aggregator.replay.tally import OUTCOMES, Tally, outcome_name
 from seawall.aggregator.settings import AggregatorSettings
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.cli import policy_actors
 from seawall.cli.terminal import console, print_json
 from seawall.cli.why import OUTCOME_STYLE
 from seawall.core.errors import Fatal
@@ -55,7 +56,8 @@ def check(path: Path, *, json_output: bool) -> None:
             Text.assemble(
                 ("ok ", "green"),
                 f"{policy.name} {policy.version}: {len(policy.rules) - shadow} rules in force, {shadow} in shadow, "
-                f"{len(policy.disabled)} disabled, {len(policy.thresholds)} thresholds ",
+                f"{len(policy.disabled)} disabled, {len(policy.thresholds)} thresholds, "
+                f"{len(policy.actors.rules) if policy.actors else 0} actor rules ",
                 (f"sha256:{policy.digest}", "dim"),
             )
         )
@@ -70,6 +72,9 @@ def _summary(policy: Policy) -> dict[str, Any]:
         "digest": policy.digest,
         "rules": [{"id": rule.rule_id, "mode": "shadow" if rule.shadow else "enforce"} for rule in policy.rules]
         + [{"id": rule.rule_id, "mode": "disabled"} for rule in policy.disabled],
+        "actor_rules": [
+            {"id": one.rule_id, "mode": one.mode} for one in (policy.actors.rules if policy.actors else ())
+        ],
     }
 
 
@@ -133,12 +138,17 @@ def explain(path: Path, rule_id: str | None, *, json_output: bool) -> None:
     """A bundle in words: what must report, the thresholds, every rule in order."""
     policy = Policy(path)
     rules = [*policy.rules, *policy.disabled]
+    actor_rules = list(policy.actors.rules) if policy.actors else []
     if rule_id is not None:
         rules = [rule for rule in rules if rule.rule_id == rule_id]
-        if not rules:
+        actor_rules = [rule for rule in actor_rules if rule.rule_id == rule_id]
+        if not rules and not actor_rules:
             raise Fatal("NO_SUCH_RULE", f"{policy.name} has no rule {rule_id!r}: `seawall policy explain` lists them")
     if json_output:
-        print_json({**_policy_document(policy), "rules": [_rule_document(rule, policy) for rule in rules]})
+        documents = {"rules": [_rule_document(rule, policy) for rule in rules]}
+        if policy.actors is not None:
+            documents["actor_rules"] = [policy_actors.rule_document(rule) for rule in actor_rules]
+        print_json({**_policy_document(policy), **documents})
         return
     if rule_id is None:
         out = console()
@@ -149,6 +159,13 @@ def explain(path: Path, rule_id: str | None, *, json_output: bool) -> None:
     for number, rule in enumerate(rules, 1):
         console().print()
         console().print(_rule(policy, number, rule, rule in policy.disabled))
+    if policy.actors is None:
+        return
+    if rule_id is None:
+        policy_actors.counted(policy.actors)
+    for number, actor_rule in enumerate(actor_rules, 1):
+        console().print()
+        console().print(policy_actors.rule_text(policy.actors, number, actor_rule))
 
 
 def _policy_document(policy: Policy) -> dict[str, Any]:

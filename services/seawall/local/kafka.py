@@ -1,7 +1,8 @@
 """One Apache Kafka broker as a child process, without containers.
 
 A KRaft node that is broker and controller, bound to 127.0.0.1, with its data in one folder. It survives kill -9: a
-start on the same folder takes up the same ports and the same log.
+start on the same folder takes up the same ports and the same log. Further brokers may join it: then every topic can
+have copies, and the first stays the only controller.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ _LOG_TAIL_LINES = 5
 MESSAGE_MAX_BYTES = 8 * 1024 * 1024
 
 _PROPERTIES = """\
-process.roles=broker,controller
-node.id=1
+process.roles={roles}
+node.id={node}
 controller.quorum.voters=1@{host}:{controller_port}
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+listeners={listeners}
 advertised.listeners=PLAINTEXT://{host}:{port}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
@@ -42,16 +43,16 @@ log.dirs={log_dir}
 auto.create.topics.enable=false
 message.max.bytes={message_max_bytes}
 replica.fetch.max.bytes={message_max_bytes}
-# One node: internal topics have one copy, and few partitions start faster.
-default.replication.factor=1
-min.insync.replicas=1
-offsets.topic.replication.factor=1
+default.replication.factor={copies}
+min.insync.replicas={in_sync}
+offsets.topic.replication.factor={copies}
+# Few partitions start faster.
 offsets.topic.num.partitions=8
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
+transaction.state.log.replication.factor={copies}
+transaction.state.log.min.isr={in_sync}
 transaction.state.log.num.partitions=2
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.replication.factor={copies}
+share.coordinator.state.topic.min.isr={in_sync}
 share.coordinator.state.topic.num.partitions=2
 group.initial.rebalance.delay.ms=0
 # After kill -9 the node is refused until its old session ends; its own controller is in the same process.
@@ -89,6 +90,9 @@ class EmbeddedKafka:
             Turn it off for a broker that is loaded for hours.
         start_timeout: seconds until a broker that does not answer is Fatal.
         launcher: arguments put before Java's own, a program that becomes it (``supervisor.launcher``).
+        node: its number in a cluster.
+        joins: node 1 of that cluster, which has been started; None: it is node 1.
+        copies: of internal topics, and of those that do not say; with three or more, a record is acknowledged by two.
     """
 
     def __init__(
@@ -102,6 +106,9 @@ class EmbeddedKafka:
         quick_compiler: bool = True,
         start_timeout: float = 60.0,
         launcher: Sequence[str] = (),
+        node: int = 1,
+        joins: EmbeddedKafka | None = None,
+        copies: int = 1,
     ) -> None:
         self._data_dir = data_dir.absolute()
         self._cache = cache.absolute()
@@ -111,7 +118,11 @@ class EmbeddedKafka:
         self._quick_compiler = quick_compiler
         self._start_timeout = start_timeout
         self._launcher = tuple(launcher)
+        self._node = node
+        self._joins = joins
+        self._copies = copies
         self._port = 0
+        self._controller_port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -142,18 +153,9 @@ class EmbeddedKafka:
         self._refuse_second_broker()
         java = self._java or kafka_jars.find_java()
         classpath = os.pathsep.join(str(jar) for jar in kafka_jars.ensure_jars(self._cache))
-        self._port, controller_port = self._choose_ports()
+        self._port, self._controller_port = self._choose_ports()
         properties = self._data_dir / "server.properties"
-        properties.write_text(
-            _PROPERTIES.format(
-                host=_HOST,
-                port=self._port,
-                controller_port=controller_port,
-                log_dir=self._data_dir / "log",
-                message_max_bytes=MESSAGE_MAX_BYTES,
-            ),
-            encoding="utf-8",
-        )
+        properties.write_text(self._properties(), encoding="utf-8")
         with self.log_path.open("ab") as log:
             self._format(java, classpath, properties, log)
             self._process = subprocess.Popen(
@@ -240,6 +242,24 @@ class EmbeddedKafka:
         path.write_text(json.dumps({"client": ports[0], "controller": ports[1]}), encoding="utf-8")
         return ports
 
+    def _properties(self) -> str:
+        controller_port = (self._joins or self)._controller_port
+        listeners = f"PLAINTEXT://{_HOST}:{self._port}"
+        if self._joins is None:
+            listeners += f",CONTROLLER://{_HOST}:{controller_port}"
+        return _PROPERTIES.format(
+            host=_HOST,
+            node=self._node,
+            roles="broker" if self._joins else "broker,controller",
+            listeners=listeners,
+            port=self._port,
+            controller_port=controller_port,
+            log_dir=self._data_dir / "log",
+            message_max_bytes=MESSAGE_MAX_BYTES,
+            copies=self._copies,
+            in_sync=2 if self._copies >= 3 else 1,
+        )
+
     def _flags(self) -> Sequence[str]:
         # Serial collection: the broker's garbage is small and short-lived, and the cores belong to the rooms.
         memory = ("-Xms128m", f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC")
@@ -252,7 +272,8 @@ class EmbeddedKafka:
             return
         cluster_id_path = self._data_dir / "cluster.id"
         if not cluster_id_path.exists():
-            cluster_id_path.write_text(_random_uuid(), encoding="utf-8")
+            joined = self._joins and (self._joins._data_dir / "cluster.id").read_text(encoding="utf-8")
+            cluster_id_path.write_text(joined or _random_uuid(), encoding="utf-8")
         cluster_id = cluster_id_path.read_text(encoding="utf-8")
         command = [
             str(java),
@@ -272,7 +293,7 @@ class EmbeddedKafka:
 
     def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._start_timeout
-        while not _serves(self._port):
+        while self._node not in _members(self._port):
             if process.poll() is not None:
                 self._reap()
                 raise self._fatal("BROKER_EXITED", "stopped while starting")
@@ -311,15 +332,21 @@ def _random_uuid() -> str:
     return text
 
 
-def _serves(port: int) -> bool:
-    """Whether the broker answers a Metadata request (v1, no topics) with itself as a member that takes requests."""
+def _members(port: int) -> set[int]:
+    """The brokers that take requests, as the one at this port tells in answer to a Metadata request (v1, no topics)."""
     header = struct.pack(">hhih", 3, 1, 0, -1)
     request = header + struct.pack(">i", 0)
+    members = set()
     try:
         with socket.create_connection((_HOST, port), timeout=_PROBE_TIMEOUT_SECONDS) as connection:
             connection.sendall(struct.pack(">i", len(request)) + request)
             with connection.makefile("rb") as reply:
-                size, _correlation, brokers = struct.unpack(">iii", reply.read(12))
+                _size, _correlation, count = struct.unpack(">iii", reply.read(12))
+                for _ in range(count):
+                    node, host_bytes = struct.unpack(">ih", reply.read(6))
+                    # Host, port, and the rack, which is not set: a length of -1.
+                    reply.read(host_bytes + 4 + 2)
+                    members.add(node)
     except (OSError, struct.error):
-        return False
-    return bool(size > 0 and brokers == 1)
+        return set()
+    return members

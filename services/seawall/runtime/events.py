@@ -59,13 +59,16 @@ EVENTS: Final[dict[str, Event]] = {
         _WARNING, "More recent pictures than retroactive matching holds: it looks back less far."
     ),
     "kind_not_measured": Event(_WARNING, "A list has hashes of a kind that no signal of the window carries."),
+    "positions_not_kept": Event(
+        _WARNING, "actor_history could not note how far its changelog is: a start would read more of it again."
+    ),
     "turn_failed": Event(_WARNING, "Retroactive matching could not do its turn and tries again."),
     "halted": Event(
         _ALARM, "The room stands still until a person has looked: the fuse tripped, or it cannot go on safely."
     ),
     "crashed": Event(_ALARM, "A fault of ours: the frames are in the line. The room stops rather than lose count."),
     "policy_refused": Event(_ALARM, "A changed policy cannot be loaded; what was in force decides on."),
-    "policy_reload_crashed": Event(_ALARM, "Policies are no longer taken up; decisions go on. Restart the aggregator."),
+    "policy_reload_crashed": Event(_ALARM, "Policies are no longer taken up; the work goes on. Restart the room."),
 }
 
 

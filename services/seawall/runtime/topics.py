@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seawall.core.errors import Fatal
 from seawall.runtime.broker import Admin, Broker, TopicSpec
@@ -82,8 +82,22 @@ class TopicSettings(Group):
 
     # Of each topic that is joined: the most members that can share the work of one room.
     partitions: int = Field(default=8, ge=1, le=10_000)
-    # Copies of each record; 3 in production, with min.insync.replicas 2 on the brokers.
+    # Copies of each record; 3 in production.
     replication_factor: int = Field(default=1, ge=1, le=100)
+    # Copies that must be there for a record to be acknowledged, set on each topic. Unset: 2 of three or more, so that
+    # one broker may be away and what was acknowledged survives another; of fewer copies the brokers' own value.
+    min_insync_replicas: int | None = Field(default=None, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _within(self) -> TopicSettings:
+        if (self.min_insync_replicas or 1) > self.replication_factor:
+            raise ValueError("min_insync_replicas is above replication_factor: nothing could be written; lower it")
+        return self
+
+    @property
+    def in_sync(self) -> int | None:
+        """What min.insync.replicas is set to; None: not set."""
+        return self.min_insync_replicas or (2 if self.replication_factor >= 3 else None)
 
 
 class Problem(NamedTuple):
@@ -100,8 +114,9 @@ class Problem(NamedTuple):
 
 def plan(names: TopicNames, settings: TopicSettings | None = None) -> list[TopicSpec]:
     """Every topic of the lane as it must be."""
-    partitions = (settings or TopicSettings()).partitions
-    return [
+    settings = settings or TopicSettings()
+    partitions = settings.partitions
+    specs = [
         TopicSpec(names.generations, partitions, _config(GENERATION_MAX_BYTES, days=7, **_LOG_TIME)),
         TopicSpec(names.signals, partitions, _config(SIGNAL_MAX_BYTES, days=7, **_LOG_TIME)),
         TopicSpec(names.decisions, partitions, _config(DECISION_MAX_BYTES, days=28, **_LOG_TIME)),
@@ -111,6 +126,9 @@ def plan(names: TopicNames, settings: TopicSettings | None = None) -> list[Topic
         TopicSpec(names.actor_events, partitions, _config(ACTOR_MAX_BYTES, days=7)),
         TopicSpec(names.actor_standing, max(1, partitions // 4), _compacted(ACTOR_MAX_BYTES)),
     ]
+    if settings.in_sync is None:
+        return specs
+    return [spec._replace(config={**spec.config, "min.insync.replicas": str(settings.in_sync)}) for spec in specs]
 
 
 def _config(max_bytes: int, days: int, **more: str) -> dict[str, str]:

@@ -6,13 +6,15 @@
     watch           what must be seen before a rule can hold: it clears nearly every generation
     evidence        what rules see of the signals
     bundle          Policy: which stages must report, and what the evidence comes to
+    actor           rules over an actor's recent decisions (with actor_entry, actor_conditions, actor_cases)
     rollout         which bundle decides for whom, and which are in shadow
     cases           tests.yaml
     archive         every bundle that decided, by digest
 
-Rooms import from here; only `expressions` knows CEL.
+Rooms import from here; only `expressions` and `actor_conditions` know CEL.
 """
 
+from seawall.core.policy.actor import ActorPolicy, ActorRule
 from seawall.core.policy.bundle import (
     RULE_ERRED,
     RULE_EXHAUSTED,
@@ -37,6 +39,8 @@ __all__ = [
     "RULE_NO_MATCH",
     "RULE_QUARANTINED",
     "RULE_UNSCANNABLE",
+    "ActorPolicy",
+    "ActorRule",
     "Lineup",
     "Policy",
     "Rollout",

@@ -17,6 +17,7 @@ from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.policy import document
+from seawall.core.policy.actor import ActorPolicy
 from seawall.core.policy.document import PlacedRule, Source
 from seawall.core.policy.evidence import Glance, build_evidence
 from seawall.core.policy.expressions import Compiled, Language
@@ -125,6 +126,8 @@ class Policy:
         self.owner = entry.owner
         self.note = entry.note
         self.max_attempts = entry.max_attempts
+        #: Rules over actors' histories; None where the bundle has none.
+        self.actors = ActorPolicy(entry.actors, source.digest, source.actor_rules) if entry.actors else None
         self._stages = _stages_by_modality(source)
         self._budgets = {number: int(getattr(entry.budgets, key) * _NANOS) for key, number in _MODALITIES.items()}
         self.thresholds = [Threshold(t.name, t.entry.label, t.entry.value) for t in source.thresholds]

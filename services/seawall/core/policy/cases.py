@@ -6,7 +6,7 @@
         signals: {perceptual_hashing: {matches: 1}}             stages that are not named report nothing found
         expect: {outcome: BLOCK_AND_REPORT, rule: known-hash}
 
-Scores are made up: a case needs no text and no picture.
+Scores are made up: a case needs no text and no picture. Cases of actor rules stand beside: see `actor_cases`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core import strict_yaml
 from seawall.core.errors import Fatal
+from seawall.core.policy import actor_cases
+from seawall.core.policy.actor_cases import ActorCase
 from seawall.core.policy.bundle import Policy, Verdict
 from seawall.core.policy.document import REASON, TESTS_FILE
 
@@ -75,6 +77,7 @@ class Cases(_Strict):
     """tests.yaml."""
 
     cases: Annotated[tuple[Case, ...], Field(max_length=_MAX_CASES)]
+    actor_cases: Annotated[tuple[ActorCase, ...], Field(max_length=_MAX_CASES)] = ()
 
 
 class Result(NamedTuple):
@@ -98,7 +101,8 @@ def run(policy: Policy) -> list[Result]:
         return []
     document = strict_yaml.parse(data, TESTS_FILE, REASON)
     results = []
-    for number, case in enumerate(document.validate(Cases, "tests").cases):
+    written = document.validate(Cases, "tests")
+    for number, case in enumerate(written.cases):
         line = document.line(("cases", number))
         required = policy.required(_generation(case))
         for stage in (*case.signals, *case.silent):
@@ -109,13 +113,21 @@ def run(policy: Policy) -> list[Result]:
                     f"requires ({', '.join(sorted(required)) or 'none'}): correct its spelling, or what it carries",
                 )
         results.append(_run(policy, case, line))
+    for number, actor_case in enumerate(written.actor_cases):
+        line = document.line(("actor_cases", number))
+        if policy.actors is None:
+            raise Fatal(REASON, f"{TESTS_FILE} line {line}: an actor case, and the policy has no section actors")
+        results.append(Result(actor_case.name, line, *actor_cases.run(policy.actors, actor_case)))
     return results
 
 
 def untested(policy: Policy, results: list[Result]) -> list[str]:
     """Rules in force that no passing case ends in."""
     reached = {result.rule_id for result in results if not result.fault}
-    return [rule.rule_id for rule in policy.rules if not rule.shadow and rule.rule_id not in reached]
+    enforced = [rule.rule_id for rule in policy.rules if not rule.shadow]
+    if policy.actors is not None:
+        enforced += [rule.rule_id for rule in policy.actors.rules if rule.mode == "enforce"]
+    return [rule_id for rule_id in enforced if rule_id not in reached]
 
 
 def _run(policy: Policy, case: Case, line: int) -> Result:

@@ -41,7 +41,29 @@ def compare(before: Policy, after: Policy) -> list[Change]:
     order_before = [rule_id for rule_id in rules_before if rule_id in rules_after]
     order_after = [rule_id for rule_id in rules_after if rule_id in rules_before]
     differ("order of rules", ", ".join(order_before), ", ".join(order_after))
+    actors_before, actors_after = _actors(before), _actors(after)
+    for what in dict.fromkeys((*actors_before, *actors_after)):
+        differ(what, actors_before.get(what), actors_after.get(what))
     return changes
+
+
+def _actors(policy: Policy) -> dict[str, str]:
+    """What is written of actors, by what it is called."""
+    if policy.actors is None:
+        return {}
+    entry = policy.actors.entry
+    whole = entry.model_dump(exclude={"rules", "weights", "thresholds"}, mode="json")
+    written = {
+        f"actors {key}": ", ".join(value) if isinstance(value, list) else f"{value:g}" for key, value in whole.items()
+    }
+    written |= {f"actors weight {key}": f"{value:g}" for key, value in entry.weights}
+    written |= {f"actors threshold {key}": f"{value:g}" for key, value in entry.thresholds.items()}
+    for rule in entry.rules:
+        condition = " ".join(rule.when.split())
+        said = f"{rule.mode} {rule.standing} {rule.reason} {rule.lasts_hours:g} h when {condition}"
+        written[f"actor rule {rule.id}"] = said
+    written["order of actor rules"] = ", ".join(rule.id for rule in entry.rules)
+    return written
 
 
 def _rules(policy: Policy) -> dict[str, str]:

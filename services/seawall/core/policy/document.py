@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from seawall.core import strict_yaml
 from seawall.core.errors import Fatal
+from seawall.core.policy.actor_entry import ActorsEntry
 
 REASON: Final = "BAD_POLICY"
 POLICY_FILE: Final = "policy.yaml"
@@ -106,6 +107,7 @@ class PolicyEntry(Fragment):
     stages: StagesEntry
     budgets: BudgetsEntry
     max_attempts: Annotated[int, Field(ge=1, le=10, strict=True)] = 3
+    actors: ActorsEntry | None = None
 
 
 class Place(NamedTuple):
@@ -144,6 +146,8 @@ class Source(NamedTuple):
     entry: PolicyEntry
     rules: tuple[PlacedRule, ...]
     thresholds: tuple[PlacedThreshold, ...]
+    #: Where the condition of each actor rule stands.
+    actor_rules: tuple[Place, ...]
     #: Name below the bundle's folder → bytes; tests included.
     files: Mapping[str, bytes]
     digest: str
@@ -176,7 +180,14 @@ def read(path: Path) -> Source:
     if len(rules) > _MAX_RULES:
         raise first.refuse(("rules",), f"{len(rules)} rules with all includes, at most {_MAX_RULES}: split the policy")
     content = dict(files.content)
-    return Source(entry, tuple(rules), tuple(thresholds.values()), content, digest(content, lone=folder is None))
+    return Source(
+        entry,
+        tuple(rules),
+        tuple(thresholds.values()),
+        _actor_rules(name, first, entry, {rule.entry.id: rule.place for rule in rules}),
+        content,
+        digest(content, lone=folder is None),
+    )
 
 
 def digest(files: Mapping[str, bytes], *, lone: bool) -> str:
@@ -279,3 +290,16 @@ def _add_rules(into: list[PlacedRule], file: str, document: strict_yaml.Document
             raise place.refuse(f"rule {entry.id!r}: the id is taken at {before}: ids are unique, rename one")
         known[entry.id] = place
         into.append(PlacedRule(entry, place, Place(file, document.line(("rules", number, "when")))))
+
+
+def _actor_rules(
+    file: str, document: strict_yaml.Document, entry: PolicyEntry, known: dict[str, Place]
+) -> tuple[Place, ...]:
+    places = []
+    for number, rule in enumerate(entry.actors.rules if entry.actors else ()):
+        place = Place(file, document.line(("actors", "rules", number, "id")))
+        if (before := known.get(rule.id)) is not None:
+            raise place.refuse(f"actor rule {rule.id!r}: the id is taken at {before}: ids are unique, rename one")
+        known[rule.id] = place
+        places.append(Place(file, document.line(("actors", "rules", number, "when"))))
+    return tuple(places)

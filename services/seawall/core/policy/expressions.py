@@ -93,7 +93,7 @@ class Language:
         try:
             expression = self._env.compile(text)
         except (RuntimeError, ValueError) as error:
-            raise at.refuse(f"rule {rule_id!r}: 'when' does not compile: {_explain(str(error))}") from error
+            raise at.refuse(f"rule {rule_id!r}: 'when' does not compile: {explain(str(error))}") from error
         if expression.return_type() != cel.Type.BOOL:
             name = expression.return_type().name()
             raise at.refuse(f"rule {rule_id!r}: 'when' must be true or false, and is {name}: compare it with something")
@@ -166,12 +166,12 @@ class Language:
             if score and score not in self._index:
                 raise at.refuse(
                     f"rule {rule_id!r}: score {score!r} has no threshold: declare one with that label"
-                    f"{_near(score, self._index)}"
+                    f"{near(score, self._index)}"
                 )
             if name and name not in self._thresholds:
                 raise at.refuse(
                     f"rule {rule_id!r}: threshold {name!r} is not declared under thresholds"
-                    f"{_near(name, self._thresholds)}"
+                    f"{near(name, self._thresholds)}"
                 )
 
 
@@ -205,12 +205,14 @@ def _scalar(number: int) -> str:
     return f"seawall_score_{number}_"
 
 
-def _near(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
+def near(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
+    """What a misspelt word may mean, to be put behind an error; empty if nothing is near."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _explain(message: str) -> str:
+def explain(message: str) -> str:
+    """CEL's own error, with its place in the condition and a mend where there is one."""
     found = _POSITION.search(message)
     if not found:
         return message.splitlines()[0]
@@ -219,7 +221,7 @@ def _explain(message: str) -> str:
     if undefined := _UNDEFINED_FIELD.search(problem):
         try:
             fields = descriptor_pool.Default().FindMessageTypeByName(undefined[2]).fields_by_name
-            mend = _near(undefined[1], list(fields)) or f"; it has {', '.join(sorted(fields))}"
+            mend = near(undefined[1], list(fields)) or f"; it has {', '.join(sorted(fields))}"
         except KeyError:
             mend = ""
     elif "(double, int)" in problem or "(int, double)" in problem:

@@ -145,6 +145,11 @@ class KafkaConsumer:
         except BROKER_ERRORS as error:
             # The group notices by itself when the session ends; a stop must not fail for it.
             _log.warning("consumer closed without leaving its group: %s", type(error).__name__)
+        except asyncio.CancelledError:
+            # aiokafka awaits fetches that it has itself cancelled, which it meets while the broker is away.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            _log.warning("consumer closed without leaving its group: a fetch was on its way")
 
     async def poll(self, *, max_records: int, timeout: float) -> Mapping[TopicPartition, Sequence[Record]]:
         client = self._started()

@@ -26,7 +26,7 @@ from seawall.api.decision.v1 import decision_pb2 as seawall_dot_api_dot_decision
 from seawall.api.generation.v1 import generation_pb2 as seawall_dot_api_dot_generation_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2seawall/api/actor_standing/v1/actor_standing.proto\x12\x1dseawall.api.actor_standing.v1\x1a&seawall/api/decision/v1/decision.proto\x1a*seawall/api/generation/v1/generation.proto\"b\n\x06Reason\x12\x37\n\x04kind\x18\x01 \x01(\x0e\x32).seawall.api.actor_standing.v1.ReasonKind\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x10\n\x08pressure\x18\x03 \x01(\x01\"\x88\x02\n\rActorStanding\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x02 \x01(\t\x12\x39\n\x08standing\x18\x03 \x01(\x0e\x32\'.seawall.api.actor_standing.v1.Standing\x12\x36\n\x07reasons\x18\x04 \x03(\x0b\x32%.seawall.api.actor_standing.v1.Reason\x12\x10\n\x08pressure\x18\x05 \x01(\x01\x12\x19\n\x11half_life_seconds\x18\x06 \x01(\x01\x12\x17\n\x0f\x61s_of_unix_nano\x18\x07 \x01(\x06\x12\x19\n\x11\x65xpires_unix_nano\x18\x08 \x01(\x06\"\x93\x02\n\nActorEvent\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\t\x12\x31\n\x07outcome\x18\x05 \x01(\x0e\x32 .seawall.api.decision.v1.Outcome\x12\x0c\n\x04peak\x18\x06 \x01(\x01\x12\x0f\n\x07\x65vasion\x18\x07 \x01(\x08\x12\x19\n\x11\x64\x65\x63ided_unix_nano\x18\x08 \x01(\x06\x12\x45\n\x0f\x64\x65\x63ision_record\x18\t \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\"\x98\x01\n\nHourCounts\x12\x0c\n\x04hour\x18\x01 \x01(\r\x12\x13\n\x0bnear_misses\x18\x02 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\x12\x0f\n\x07reports\x18\x04 \x01(\x04\x12\x10\n\x08\x65vasions\x18\x05 \x01(\x04\x12\x13\n\x0b\x65scalations\x18\x06 \x01(\x04\x12\r\n\x05\x64rips\x18\x07 \x01(\x04\x12\x10\n\x08\x64rip_sum\x18\x08 \x01(\x01\"O\n\x12\x43onversationCourse\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x11\n\tlast_peak\x18\x02 \x01(\x01\x12\r\n\x05rises\x18\x03 \x01(\r\"\xba\x02\n\x0c\x41\x63torHistory\x12I\n\x07\x61pplied\x18\x01 \x03(\x0b\x32\x38.seawall.api.actor_standing.v1.ActorHistory.AppliedEntry\x12\x38\n\x05hours\x18\x02 \x03(\x0b\x32).seawall.api.actor_standing.v1.HourCounts\x12H\n\rconversations\x18\x03 \x03(\x0b\x32\x31.seawall.api.actor_standing.v1.ConversationCourse\x12\x11\n\tdecisions\x18\x04 \x03(\x06\x12\x18\n\x10newest_unix_nano\x18\x05 \x01(\x06\x1a.\n\x0c\x41ppliedEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*f\n\x08Standing\x12\x18\n\x14STANDING_UNSPECIFIED\x10\x00\x12\x11\n\rSTANDING_GOOD\x10\x01\x12\x14\n\x10STANDING_WATCHED\x10\x02\x12\x17\n\x13STANDING_RESTRICTED\x10\x03*\xbe\x01\n\nReasonKind\x12\x1b\n\x17REASON_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15REASON_KIND_NEAR_MISS\x10\x01\x12\x15\n\x11REASON_KIND_BLOCK\x10\x02\x12\x16\n\x12REASON_KIND_REPORT\x10\x03\x12\x17\n\x13REASON_KIND_EVASION\x10\x04\x12\x1a\n\x16REASON_KIND_ESCALATION\x10\x05\x12\x14\n\x10REASON_KIND_DRIP\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2seawall/api/actor_standing/v1/actor_standing.proto\x12\x1dseawall.api.actor_standing.v1\x1a&seawall/api/decision/v1/decision.proto\x1a*seawall/api/generation/v1/generation.proto\"b\n\x06Reason\x12\x37\n\x04kind\x18\x01 \x01(\x0e\x32).seawall.api.actor_standing.v1.ReasonKind\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x10\n\x08pressure\x18\x03 \x01(\x01\"\xf0\x02\n\rActorStanding\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x02 \x01(\t\x12\x39\n\x08standing\x18\x03 \x01(\x0e\x32\'.seawall.api.actor_standing.v1.Standing\x12\x36\n\x07reasons\x18\x04 \x03(\x0b\x32%.seawall.api.actor_standing.v1.Reason\x12\x10\n\x08pressure\x18\x05 \x01(\x01\x12\x19\n\x11half_life_seconds\x18\x06 \x01(\x01\x12\x17\n\x0f\x61s_of_unix_nano\x18\x07 \x01(\x06\x12\x19\n\x11\x65xpires_unix_nano\x18\x08 \x01(\x06\x12\x0f\n\x07rule_id\x18\t \x01(\t\x12\x13\n\x0breason_code\x18\n \x01(\t\x12\x15\n\rpolicy_digest\x18\x0b \x01(\t\x12\x14\n\x0cshadow_rules\x18\x0c \x03(\t\x12\x13\n\x0brule_errors\x18\r \x03(\t\"\x8b\x01\n\x0b\x41\x63torCounts\x12\x13\n\x0bnear_misses\x18\x01 \x01(\x03\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x03\x12\x0f\n\x07reports\x18\x03 \x01(\x03\x12\x10\n\x08\x65vasions\x18\x04 \x01(\x03\x12\x13\n\x0b\x65scalations\x18\x05 \x01(\x03\x12\r\n\x05\x64rips\x18\x06 \x01(\x03\x12\x10\n\x08\x64rip_sum\x18\x07 \x01(\x01\"\x8c\x01\n\x0c\x41\x63torDecayed\x12\x13\n\x0bnear_misses\x18\x01 \x01(\x01\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x01\x12\x0f\n\x07reports\x18\x03 \x01(\x01\x12\x10\n\x08\x65vasions\x18\x04 \x01(\x01\x12\x13\n\x0b\x65scalations\x18\x05 \x01(\x01\x12\r\n\x05\x64rips\x18\x06 \x01(\x01\x12\x10\n\x08\x64rip_sum\x18\x07 \x01(\x01\"\xa1\x02\n\rActorFeatures\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x38\n\x04hour\x18\x02 \x01(\x0b\x32*.seawall.api.actor_standing.v1.ActorCounts\x12\x37\n\x03\x64\x61y\x18\x03 \x01(\x0b\x32*.seawall.api.actor_standing.v1.ActorCounts\x12:\n\x06window\x18\x04 \x01(\x0b\x32*.seawall.api.actor_standing.v1.ActorCounts\x12<\n\x07\x64\x65\x63\x61yed\x18\x05 \x01(\x0b\x32+.seawall.api.actor_standing.v1.ActorDecayed\x12\x10\n\x08pressure\x18\x06 \x01(\x01\"\x93\x02\n\nActorEvent\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\t\x12\x31\n\x07outcome\x18\x05 \x01(\x0e\x32 .seawall.api.decision.v1.Outcome\x12\x0c\n\x04peak\x18\x06 \x01(\x01\x12\x0f\n\x07\x65vasion\x18\x07 \x01(\x08\x12\x19\n\x11\x64\x65\x63ided_unix_nano\x18\x08 \x01(\x06\x12\x45\n\x0f\x64\x65\x63ision_record\x18\t \x01(\x0b\x32,.seawall.api.generation.v1.RecordCoordinates\"\x98\x01\n\nHourCounts\x12\x0c\n\x04hour\x18\x01 \x01(\r\x12\x13\n\x0bnear_misses\x18\x02 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\x12\x0f\n\x07reports\x18\x04 \x01(\x04\x12\x10\n\x08\x65vasions\x18\x05 \x01(\x04\x12\x13\n\x0b\x65scalations\x18\x06 \x01(\x04\x12\r\n\x05\x64rips\x18\x07 \x01(\x04\x12\x10\n\x08\x64rip_sum\x18\x08 \x01(\x01\"O\n\x12\x43onversationCourse\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x11\n\tlast_peak\x18\x02 \x01(\x01\x12\r\n\x05rises\x18\x03 \x01(\r\"\x8b\x01\n\rGivenStanding\x12\x39\n\x08standing\x18\x01 \x01(\x0e\x32\'.seawall.api.actor_standing.v1.Standing\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\x12\x13\n\x0breason_code\x18\x03 \x01(\t\x12\x19\n\x11\x65xpires_unix_nano\x18\x04 \x01(\x06\"\xf7\x02\n\x0c\x41\x63torHistory\x12I\n\x07\x61pplied\x18\x01 \x03(\x0b\x32\x38.seawall.api.actor_standing.v1.ActorHistory.AppliedEntry\x12\x38\n\x05hours\x18\x02 \x03(\x0b\x32).seawall.api.actor_standing.v1.HourCounts\x12H\n\rconversations\x18\x03 \x03(\x0b\x32\x31.seawall.api.actor_standing.v1.ConversationCourse\x12\x11\n\tdecisions\x18\x04 \x03(\x06\x12\x18\n\x10newest_unix_nano\x18\x05 \x01(\x06\x12;\n\x05given\x18\x06 \x01(\x0b\x32,.seawall.api.actor_standing.v1.GivenStanding\x1a.\n\x0c\x41ppliedEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*f\n\x08Standing\x12\x18\n\x14STANDING_UNSPECIFIED\x10\x00\x12\x11\n\rSTANDING_GOOD\x10\x01\x12\x14\n\x10STANDING_WATCHED\x10\x02\x12\x17\n\x13STANDING_RESTRICTED\x10\x03*\xbe\x01\n\nReasonKind\x12\x1b\n\x17REASON_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15REASON_KIND_NEAR_MISS\x10\x01\x12\x15\n\x11REASON_KIND_BLOCK\x10\x02\x12\x16\n\x12REASON_KIND_REPORT\x10\x03\x12\x17\n\x13REASON_KIND_EVASION\x10\x04\x12\x1a\n\x16REASON_KIND_ESCALATION\x10\x05\x12\x14\n\x10REASON_KIND_DRIP\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +35,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ACTORHISTORY_APPLIEDENTRY']._loaded_options = None
   _globals['_ACTORHISTORY_APPLIEDENTRY']._serialized_options = b'8\001'
-  _globals['_STANDING']._serialized_start=1367
-  _globals['_STANDING']._serialized_end=1469
-  _globals['_REASONKIND']._serialized_start=1472
-  _globals['_REASONKIND']._serialized_end=1662
+  _globals['_STANDING']._serialized_start=2251
+  _globals['_STANDING']._serialized_end=2353
+  _globals['_REASONKIND']._serialized_start=2356
+  _globals['_REASONKIND']._serialized_end=2546
   _globals['_REASON']._serialized_start=169
   _globals['_REASON']._serialized_end=267
   _globals['_ACTORSTANDING']._serialized_start=270
-  _globals['_ACTORSTANDING']._serialized_end=534
-  _globals['_ACTOREVENT']._serialized_start=537
-  _globals['_ACTOREVENT']._serialized_end=812
-  _globals['_HOURCOUNTS']._serialized_start=815
-  _globals['_HOURCOUNTS']._serialized_end=967
-  _globals['_CONVERSATIONCOURSE']._serialized_start=969
-  _globals['_CONVERSATIONCOURSE']._serialized_end=1048
-  _globals['_ACTORHISTORY']._serialized_start=1051
-  _globals['_ACTORHISTORY']._serialized_end=1365
-  _globals['_ACTORHISTORY_APPLIEDENTRY']._serialized_start=1319
-  _globals['_ACTORHISTORY_APPLIEDENTRY']._serialized_end=1365
+  _globals['_ACTORSTANDING']._serialized_end=638
+  _globals['_ACTORCOUNTS']._serialized_start=641
+  _globals['_ACTORCOUNTS']._serialized_end=780
+  _globals['_ACTORDECAYED']._serialized_start=783
+  _globals['_ACTORDECAYED']._serialized_end=923
+  _globals['_ACTORFEATURES']._serialized_start=926
+  _globals['_ACTORFEATURES']._serialized_end=1215
+  _globals['_ACTOREVENT']._serialized_start=1218
+  _globals['_ACTOREVENT']._serialized_end=1493
+  _globals['_HOURCOUNTS']._serialized_start=1496
+  _globals['_HOURCOUNTS']._serialized_end=1648
+  _globals['_CONVERSATIONCOURSE']._serialized_start=1650
+  _globals['_CONVERSATIONCOURSE']._serialized_end=1729
+  _globals['_GIVENSTANDING']._serialized_start=1732
+  _globals['_GIVENSTANDING']._serialized_end=1871
+  _globals['_ACTORHISTORY']._serialized_start=1874
+  _globals['_ACTORHISTORY']._serialized_end=2249
+  _globals['_ACTORHISTORY_APPLIEDENTRY']._serialized_start=2203
+  _globals['_ACTORHISTORY_APPLIEDENTRY']._serialized_end=2249
 # @@protoc_insertion_point(module_scope)

@@ -116,6 +116,11 @@ class ActorStanding(_message.Message):
     HALF_LIFE_SECONDS_FIELD_NUMBER: _builtins.int
     AS_OF_UNIX_NANO_FIELD_NUMBER: _builtins.int
     EXPIRES_UNIX_NANO_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    REASON_CODE_FIELD_NUMBER: _builtins.int
+    POLICY_DIGEST_FIELD_NUMBER: _builtins.int
+    SHADOW_RULES_FIELD_NUMBER: _builtins.int
+    RULE_ERRORS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     actor_id: _builtins.str
     standing: Global___Standing.ValueType
@@ -126,10 +131,21 @@ class ActorStanding(_message.Message):
     """Log time of the newest decision in it, Unix nanoseconds."""
     expires_unix_nano: _builtins.int
     """From then on, without anything new, the standing is GOOD. 0 where it is GOOD now."""
+    rule_id: _builtins.str
+    """The actor rule of the policy that the standing rests on, and its reason code; empty where it is GOOD."""
+    reason_code: _builtins.str
+    policy_digest: _builtins.str
+    """SHA-256 of the policy that was in force, lower-case hex."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reason]:
         """Of those that count at all, the heaviest first."""
 
+    @_builtins.property
+    def shadow_rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Rules in shadow that hold, and rules that could not be evaluated."""
+
+    @_builtins.property
+    def rule_errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -141,14 +157,145 @@ class ActorStanding(_message.Message):
         half_life_seconds: _builtins.float = ...,
         as_of_unix_nano: _builtins.int = ...,
         expires_unix_nano: _builtins.int = ...,
+        rule_id: _builtins.str = ...,
+        reason_code: _builtins.str = ...,
+        policy_digest: _builtins.str = ...,
+        shadow_rules: _abc.Iterable[_builtins.str] | None = ...,
+        rule_errors: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "as_of_unix_nano", b"as_of_unix_nano", "expires_unix_nano", b"expires_unix_nano", "half_life_seconds", b"half_life_seconds", "pressure", b"pressure", "reasons", b"reasons", "standing", b"standing", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "as_of_unix_nano", b"as_of_unix_nano", "expires_unix_nano", b"expires_unix_nano", "half_life_seconds", b"half_life_seconds", "policy_digest", b"policy_digest", "pressure", b"pressure", "reason_code", b"reason_code", "reasons", b"reasons", "rule_errors", b"rule_errors", "rule_id", b"rule_id", "shadow_rules", b"shadow_rules", "standing", b"standing", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ActorStanding: _TypeAlias = ActorStanding  # noqa: Y015
+
+@_typing.final
+class ActorCounts(_message.Message):
+    """What an actor's decisions come to over a stretch of time. Signed, so that a rule compares them with 3 and not with 3u."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEAR_MISSES_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
+    EVASIONS_FIELD_NUMBER: _builtins.int
+    ESCALATIONS_FIELD_NUMBER: _builtins.int
+    DRIPS_FIELD_NUMBER: _builtins.int
+    DRIP_SUM_FIELD_NUMBER: _builtins.int
+    near_misses: _builtins.int
+    blocks: _builtins.int
+    reports: _builtins.int
+    evasions: _builtins.int
+    escalations: _builtins.int
+    drips: _builtins.int
+    drip_sum: _builtins.float
+    """Sum of the scores of `drips`."""
+    def __init__(
+        self,
+        *,
+        near_misses: _builtins.int = ...,
+        blocks: _builtins.int = ...,
+        reports: _builtins.int = ...,
+        evasions: _builtins.int = ...,
+        escalations: _builtins.int = ...,
+        drips: _builtins.int = ...,
+        drip_sum: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "drip_sum", b"drip_sum", "drips", b"drips", "escalations", b"escalations", "evasions", b"evasions", "near_misses", b"near_misses", "reports", b"reports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActorCounts: _TypeAlias = ActorCounts  # noqa: Y015
+
+@_typing.final
+class ActorDecayed(_message.Message):
+    """The same, where each weighs half after the policy's half-life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEAR_MISSES_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
+    EVASIONS_FIELD_NUMBER: _builtins.int
+    ESCALATIONS_FIELD_NUMBER: _builtins.int
+    DRIPS_FIELD_NUMBER: _builtins.int
+    DRIP_SUM_FIELD_NUMBER: _builtins.int
+    near_misses: _builtins.float
+    blocks: _builtins.float
+    reports: _builtins.float
+    evasions: _builtins.float
+    escalations: _builtins.float
+    drips: _builtins.float
+    drip_sum: _builtins.float
+    def __init__(
+        self,
+        *,
+        near_misses: _builtins.float = ...,
+        blocks: _builtins.float = ...,
+        reports: _builtins.float = ...,
+        evasions: _builtins.float = ...,
+        escalations: _builtins.float = ...,
+        drips: _builtins.float = ...,
+        drip_sum: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "drip_sum", b"drip_sum", "drips", b"drips", "escalations", b"escalations", "evasions", b"evasions", "near_misses", b"near_misses", "reports", b"reports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActorDecayed: _TypeAlias = ActorDecayed  # noqa: Y015
+
+@_typing.final
+class ActorFeatures(_message.Message):
+    """What a policy's actor rules see: the history at the time of its newest decision. Time is kept by the clock's hours."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    HOUR_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    DECAYED_FIELD_NUMBER: _builtins.int
+    PRESSURE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    pressure: _builtins.float
+    """The sum of what has decayed, by the policy's weights."""
+    @_builtins.property
+    def hour(self) -> Global___ActorCounts:
+        """The hour of the newest decision and the one before."""
+
+    @_builtins.property
+    def day(self) -> Global___ActorCounts:
+        """The 24 hours up to the newest decision's."""
+
+    @_builtins.property
+    def window(self) -> Global___ActorCounts:
+        """All that is kept: the policy's `window_hours`."""
+
+    @_builtins.property
+    def decayed(self) -> Global___ActorDecayed: ...
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        hour: Global___ActorCounts | None = ...,
+        day: Global___ActorCounts | None = ...,
+        window: Global___ActorCounts | None = ...,
+        decayed: Global___ActorDecayed | None = ...,
+        pressure: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "decayed", b"decayed", "hour", b"hour", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "decayed", b"decayed", "hour", b"hour", "pressure", b"pressure", "tenant_id", b"tenant_id", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActorFeatures: _TypeAlias = ActorFeatures  # noqa: Y015
 
 @_typing.final
 class ActorEvent(_message.Message):
@@ -269,6 +416,36 @@ class ConversationCourse(_message.Message):
 Global___ConversationCourse: _TypeAlias = ConversationCourse  # noqa: Y015
 
 @_typing.final
+class GivenStanding(_message.Message):
+    """A standing that was given and has not ended: something new may raise or renew it, never shorten it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STANDING_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    REASON_CODE_FIELD_NUMBER: _builtins.int
+    EXPIRES_UNIX_NANO_FIELD_NUMBER: _builtins.int
+    standing: Global___Standing.ValueType
+    rule_id: _builtins.str
+    reason_code: _builtins.str
+    expires_unix_nano: _builtins.int
+    def __init__(
+        self,
+        *,
+        standing: Global___Standing.ValueType = ...,
+        rule_id: _builtins.str = ...,
+        reason_code: _builtins.str = ...,
+        expires_unix_nano: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_unix_nano", b"expires_unix_nano", "reason_code", b"reason_code", "rule_id", b"rule_id", "standing", b"standing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GivenStanding: _TypeAlias = GivenStanding  # noqa: Y015
+
+@_typing.final
 class ActorHistory(_message.Message):
     """What is kept of one actor: the value in actor_history's table."""
 
@@ -299,6 +476,7 @@ class ActorHistory(_message.Message):
     CONVERSATIONS_FIELD_NUMBER: _builtins.int
     DECISIONS_FIELD_NUMBER: _builtins.int
     NEWEST_UNIX_NANO_FIELD_NUMBER: _builtins.int
+    GIVEN_FIELD_NUMBER: _builtins.int
     newest_unix_nano: _builtins.int
     @_builtins.property
     def applied(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
@@ -316,6 +494,8 @@ class ActorHistory(_message.Message):
     def decisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """First 8 bytes of the newest decision ids: a decision that the aggregator wrote again stands at another offset."""
 
+    @_builtins.property
+    def given(self) -> Global___GivenStanding: ...
     def __init__(
         self,
         *,
@@ -324,10 +504,11 @@ class ActorHistory(_message.Message):
         conversations: _abc.Iterable[Global___ConversationCourse] | None = ...,
         decisions: _abc.Iterable[_builtins.int] | None = ...,
         newest_unix_nano: _builtins.int = ...,
+        given: Global___GivenStanding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["given", b"given"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "conversations", b"conversations", "decisions", b"decisions", "hours", b"hours", "newest_unix_nano", b"newest_unix_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "conversations", b"conversations", "decisions", b"decisions", "given", b"given", "hours", b"hours", "newest_unix_nano", b"newest_unix_nano"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

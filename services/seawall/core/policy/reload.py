@@ -1,4 +1,4 @@
-"""Takes up a changed policy while the aggregator runs; what cannot be loaded is refused and what decides goes on.
+"""Takes up a changed policy while a room runs; what cannot be loaded is refused and what decides goes on.
 
 A change is acted on once it has stood still between two looks: a folder that is still being copied is left alone. What
 was refused is not tried again until it changes.
