@@ -63,8 +63,9 @@ class OnCall:
         status = self._status()
         if status["kafka_fault"]:
             self._found(status["kafka_fault"])
-            yield ("restart", "kafka")
-            return  # the others wait for it
+            if "seawall restart kafka" not in self.commands:
+                yield ("restart", "kafka")
+            return  # it takes its time to come back, and the others wait for it
         acts = [act for line in status["rooms"] for act in self._room(line)]
         yield from acts
         if acts or any(line["state"] != "ready" for line in status["rooms"]):

@@ -9,6 +9,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -47,10 +48,21 @@ def restart(home: Path, mesh: Running, room: str) -> Restarted:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         after = _pid(home, room)
-        if after not in (None, before) and (room == KAFKA or (home / "run" / f"{room}.ready").exists()):
+        if after is not None and after != before and _is_ready(home, mesh, room):
             return Restarted(before, after)
         time.sleep(_LOOK_SECONDS)
     raise Retryable("NOT_READY", f"{room} is not ready after {READY_SECONDS:.0f} s: `seawall status` says why")
+
+
+def _is_ready(home: Path, mesh: Running, room: str) -> bool:
+    if room != KAFKA:
+        return (home / "run" / f"{room}.ready").exists()
+    host, _, port = mesh.bootstrap_servers.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_LOOK_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _end(pid: int) -> None:

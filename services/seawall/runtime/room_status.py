@@ -25,7 +25,7 @@ class RoomStatus:
         self._started = time.time()
         self._ready = False
         self._since = self._started
-        self._why = ""
+        self._why = "it is starting"
         self._parts: dict[str, Callable[[], Any]] = {}
         metrics.READY.watch(self._observe)
 
@@ -41,6 +41,8 @@ class RoomStatus:
         """It works, or has stopped doing so."""
         if ready != self._ready:
             self._ready, self._since = ready, time.time()
+        if ready:
+            self._why = ""
 
     def blocked(self, why: str) -> None:
         """Why it does not work: reason and mend, for a person."""
@@ -62,7 +64,7 @@ class RoomStatus:
             "now": time.time(),
             "ready": self._ready,
             "since": self._since,
-            "why": "" if self._ready else self._why,
+            "why": self._why,
             **{part: describe() for part, describe in self._parts.items()},
         }
 
