@@ -1,12 +1,14 @@
 """The console at five million decisions: pages over HTTP and searches by every index, on SQLite and on PostgreSQL.
 
 The rows are made in the database, by one statement a table, their indices afterwards: the writer's rate is `ledger`'s.
-A week of them, of twenty tenants and fifty thousand actors; every fifth has a picture.
+A week of them, of twenty tenants and fifty thousand actors; every fifth has a picture. SEAWALL_BENCH_CONSOLE_FOLDER
+keeps them for the next run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import tempfile
@@ -23,7 +25,7 @@ import uvicorn
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from pydantic import SecretStr
-from sqlalchemy import Connection, Engine, Table, bindparam, insert, select, text
+from sqlalchemy import Connection, Engine, bindparam, event, func, insert, select, text
 
 from seawall.console import api
 from seawall.console.app import application
@@ -35,7 +37,7 @@ from seawall.console.state import State
 from seawall.console.watch import Watch
 from seawall.ledger import database, queries
 from seawall.ledger.queries import Cursor, Filter
-from seawall.ledger.rows import Rows
+from seawall.ledger.rows import Row, Rows
 from seawall.ledger.settings import DatabaseSettings
 from seawall.ledger.tables import artefact_sets, contents, decisions
 from seawall.runtime.memory import InMemoryBroker
@@ -50,56 +52,53 @@ DATABASES = os.environ.get("SEAWALL_BENCH_CONSOLE_DATABASES", "sqlite postgresql
 REPEATS = 30
 WEEK = 7 * 86_400 * NANOS
 TENANTS, ACTORS, SETS = 20, 50_000, 40
-#: What differs between the two: numbers from 1 to COUNT, hex digits of chance, a day, an integer's part of a week.
+#: What differs between the two: a column of numbers, ids and digests by chance, the UTC day of an instant.
 _SQL = {
     "sqlite": {
-        "numbers": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})",
+        "numbers": "WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {end})",
         "from": "n",
-        "hex32": "lower(hex(randomblob(16)))",
-        "hex64": "lower(hex(randomblob(32)))",
+        "id": "lower(hex(randomblob(16)))",
+        "digest": "lower(hex(randomblob(32)))",
         "day": "date({at} / 1000000000, 'unixepoch')",
-        "false": "0",
     },
     "postgresql": {
         "numbers": "",
-        "from": "generate_series(1, {count}) AS n(i)",
-        "hex32": "md5(i::text)",
-        "hex64": "encode(sha256(i::text::bytea), 'hex')",
+        "from": "generate_series({first}::bigint, {end}) AS n(i)",
+        "id": "md5(i::text)",
+        "digest": "encode(sha256(decision_id::bytea), 'hex')",
         "day": "(to_timestamp({at} / 1000000000) AT TIME ZONE 'UTC')::date",
-        "false": "false",
     },
 }
 
 
 async def run(report: Report) -> None:
     """Each database by itself."""
-    with tempfile.TemporaryDirectory(prefix="seawall-bench-") as folder:
+    with contextlib.ExitStack() as stack:
+        kept = os.environ.get("SEAWALL_BENCH_CONSOLE_FOLDER")
+        folder = Path(kept or stack.enter_context(tempfile.TemporaryDirectory(prefix="seawall-bench-")))
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         if "sqlite" in DATABASES:
-            await asyncio.to_thread(_measure, report, "sqlite", f"sqlite:///{folder}/ledger.db", Path(folder))
-            (Path(folder) / "ledger.db").unlink()
+            await asyncio.to_thread(_measure, report, "sqlite", f"sqlite:///{folder}/ledger.db", folder)
         if "postgresql" in DATABASES:
-            with postgresql.server(Path(folder) / "pg") as address:
-                fresh = postgresql.fresh(address)
-                await asyncio.to_thread(_measure, report, "postgresql", fresh, Path(folder))
+            with postgresql.server(folder / "pg") as address:
+                made = (folder / f"postgresql.{COUNT}").exists()
+                address = postgresql.dialect(address) if made else postgresql.fresh(address)
+                await asyncio.to_thread(_measure, report, "postgresql", address, folder)
 
 
 def _measure(report: Report, name: str, address: str, folder: Path) -> None:
-    owner = database.connect(DatabaseSettings(url=SecretStr(address), timeout_seconds=3_600))
-    database.migrate(owner)
-    last = time.time_ns() - 2 * NANOS
-    began = time.perf_counter()
-    say(f"{name}: making {COUNT:,} decisions")
-    _fill(owner, name, last)
-    report.add(f"{name}: decisions", COUNT)
-    report.add(f"{name}: made in", time.perf_counter() - began, unit="s")
-    with owner.connect() as connection:
-        middle = (
-            connection.execute(select(decisions).where(decisions.c.generation_id == f"g-{COUNT // 2}")).mappings().one()
-        )
-        content = connection.execute(select(contents.c.sha256).limit(1)).scalar_one()
-    owner.dispose()
+    marker = folder / f"{name}.{COUNT}"
+    if not marker.exists():
+        _make(name, address)
+        marker.touch()
     settings = DatabaseSettings(url=SecretStr(address), timeout_seconds=5.0)
     db = database.connect(settings, bound_statements=True)
+    wanted = Filter(generation_id=f"g-{COUNT // 2}")
+    (middle,), _ = queries.find(db, wanted)
+    with db.connect() as connection:
+        content = connection.execute(select(contents.c.sha256).limit(1)).scalar_one()
+        last = int(connection.execute(select(func.max(decisions.c.decided_unix_nano))).scalar_one())
+    report.add(f"{name}: decisions", COUNT)
     for what, wanted, after in _searches(middle, content, last):
         took = _p95(lambda wanted=wanted, after=after: queries.find(db, wanted, after=after)[0])  # type: ignore[misc]
         report.add(f"{name}: search by {what}, p95", took, 300, "<=", "ms")
@@ -113,20 +112,49 @@ def _measure(report: Report, name: str, address: str, folder: Path) -> None:
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _fill(db: Engine, name: str, last: int) -> None:
-    """A week's decisions, the newest at ``last``."""
+def _make(name: str, address: str) -> None:
+    """A week's decisions, the newest a moment ago."""
+    say(f"{name}: making {COUNT:,} decisions")
+    db = database.connect(DatabaseSettings(url=SecretStr(address), timeout_seconds=3_600))
+    database.migrate(db)
+    db.dispose()
+    if name == "sqlite":
+        # Written once, not to a log and then again: nothing of it need survive a crash.
+        event.listen(db, "connect", _hurry)
+    last = time.time_ns() - 2 * NANOS
     rows = Rows()
     for number in range(SETS):
         made = recent(number, ago=1, outcome=REPORT if number == 0 else ALLOW)
         made.signals[1].signal.artefacts[0].version = str(number)
         rows.add_decision(record(number, made.SerializeToString()))
-    template = rows.decisions[0]
-    sets = list(rows.artefact_sets)
-    words = _SQL[name]
+    with db.begin() as connection:
+        database.make_days(connection, {queries._day(last - WEEK + number * 86_400 * NANOS) for number in range(9)})
+        for table in (decisions, contents):
+            for index in table.indexes:
+                connection.exec_driver_sql(f"DROP INDEX {index.name}")
+        for number, (key, rows_of_set) in enumerate(rows.artefact_sets.items()):
+            connection.execute(insert(artefact_sets), rows_of_set)
+            first, end = (COUNT * part // SETS for part in (number, number + 1))
+            _insert(connection, _SQL[name], first + 1, end, last, {**rows.decisions[0], "artefact_set": key})
+        fields, fifth = "day, {digest}, decision_id, 'output/0'", "generation_offset % 5 = 0"
+        pictures = f"SELECT {fields} FROM decisions WHERE {fifth}".format(**_SQL[name])  # noqa: S608
+        connection.execute(text(f"INSERT INTO contents (day, sha256, decision_id, item_id) {pictures}"))
+        for table in (decisions, contents):
+            for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                index.create(connection)
+        # As the migration counts what it finds.
+        with Operations.context(MigrationContext.configure(connection)):
+            import_module("seawall.ledger.migrations.versions.0002_counts")._fill()
+    with db.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("ANALYZE")
+    db.dispose()
+
+
+def _insert(connection: Connection, words: dict[str, str], first: int, end: int, last: int, template: Row) -> None:
     at = f"({last - WEEK} + i * {WEEK // COUNT})"
     columns = {
         "day": words["day"].format(at=at),
-        "decision_id": words["hex32"],
+        "decision_id": words["id"],
         "generation_id": "'g-' || i",
         "outcome": "CASE WHEN i % 499 = 0 THEN 5 WHEN i % 199 = 1 THEN 4 WHEN i % 53 = 2 THEN 3 "
         "WHEN i % 101 = 3 THEN 1 ELSE 2 END",
@@ -137,74 +165,24 @@ def _fill(db: Engine, name: str, last: int) -> None:
         "actor_id": f"'actor-' || (i * 7919 % {ACTORS})",
         "generated_unix_nano": f"{at} - (20 + i % 400) * 1000000",
         "decided_unix_nano": at,
-        "trace_id": words["hex32"],
+        "trace_id": words["id"],
         "generation_partition": "i % 12",
         "generation_offset": "i / 12",
         "partition": "i % 12",
         "offset": "i / 12",
-        "rescanned": words["false"],
-        "artefact_set": "CASE i * {sets} / {count} {cases} ELSE '{last}' END".format(
-            sets=SETS,
-            count=COUNT + 1,
-            cases=" ".join(f"WHEN {number} THEN '{key}'" for number, key in enumerate(sets)),
-            last=sets[-1],
-        ),
     }
-    with db.begin() as connection:
-        if name == "sqlite":
-            connection.exec_driver_sql("PRAGMA cache_size=-400000")
-        database.make_days(connection, _days(last))
-        for table in (decisions, contents):
-            _drop_indices(connection, table)
-        _insert(connection, decisions, words, columns, template)
-        picture = {
-            "day": columns["day"],
-            "sha256": words["hex64"],
-            "decision_id": words["hex32"],
-            "item_id": "'output/0'",
-        }
-        if name == "sqlite":
-            # Chance gives other ids here: those of the decisions themselves.
-            connection.exec_driver_sql(
-                "INSERT INTO contents (day, sha256, decision_id, item_id) "
-                "SELECT day, lower(hex(randomblob(32))), decision_id, 'output/0' FROM decisions WHERE rowid % 5 = 0"
-            )
-        else:
-            picture = {"day": columns["day"], "sha256": words["hex64"], "decision_id": words["hex32"]}
-            _insert(connection, contents, words, {**picture, "item_id": "'output/0'"}, {}, where="WHERE i % 5 = 0")
-        connection.execute(insert(artefact_sets), [row for key in sets for row in rows.artefact_sets[key]])
-        for table in (decisions, contents):
-            for index in sorted(table.indexes, key=lambda index: str(index.name)):
-                index.create(connection)
-        # As the migration counts what it finds.
-        with Operations.context(MigrationContext.configure(connection)):
-            import_module("seawall.ledger.migrations.versions.0002_counts")._fill()
-    with db.connect() as connection:
-        connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("ANALYZE")
-
-
-def _days(last: int) -> set[Any]:
-    return {queries._day(last - WEEK + number * 86_400 * NANOS) for number in range(9)}
-
-
-def _drop_indices(connection: Connection, table: Table) -> None:
-    for index in table.indexes:
-        connection.exec_driver_sql(f"DROP INDEX {index.name}")
-
-
-def _insert(
-    connection: Connection, table: Table, words: dict[str, str], columns: dict[str, str], template: Any, where: str = ""
-) -> None:
-    names = [column.name for column in table.columns]
-    values = [columns.get(name, f":{name}") for name in names]
+    names = [column.name for column in decisions.columns]
     quoted = ", ".join(f'"{name}"' for name in names)
-    numbers, source = (words[part].format(count=COUNT) for part in ("numbers", "from"))
-    statement = text(
-        f"INSERT INTO {table.name} ({quoted}) {numbers} SELECT {', '.join(values)} FROM {source} {where}"  # noqa: S608
-    )
-    same = [name for name in names if name not in columns]
-    typed = [bindparam(name, template[name], type_=table.c[name].type) for name in same]
-    connection.execute(statement.bindparams(*typed))
+    numbers, source = (words[part].format(first=first, end=end) for part in ("numbers", "from"))
+    values = ", ".join(columns.get(name, f":{name}") for name in names)
+    statement = text(f"INSERT INTO decisions ({quoted}) {numbers} SELECT {values} FROM {source}")  # noqa: S608
+    same = [bindparam(name, template[name], type_=decisions.c[name].type) for name in names if name not in columns]
+    connection.execute(statement.bindparams(*same))
+
+
+def _hurry(connection: Any, _: Any) -> None:
+    for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-400000", "temp_store=MEMORY"):
+        connection.execute(f"PRAGMA {pragma}")
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------

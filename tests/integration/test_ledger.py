@@ -36,6 +36,7 @@ from seawall.ledger.rows import Rows
 from seawall.ledger.settings import DatabaseSettings, LedgerSettings
 from seawall.ledger.tables import (
     FILLED,
+    artefact_set_uses,
     artefacts,
     contents,
     dead_letters,
@@ -138,7 +139,8 @@ def test_a_ledger_of_the_first_revision_is_counted_when_it_is_migrated(db: Datab
     def counted() -> list[set[tuple[object, ...]]]:
         # Rows know neither the bundle's version nor its digest: what the migration makes of them lacks both.
         rules = select(verdict_counts.c.rule_id, verdict_counts.c.outcome, func.sum(verdict_counts.c.decisions))
-        asked = (select(decision_counts), select(artefacts), rules.group_by("rule_id", "outcome"))
+        by_rule = rules.group_by("rule_id", "outcome")
+        asked = (select(decision_counts), select(artefacts), by_rule, select(artefact_set_uses))
         with db.connect() as connection:
             return [{tuple(row) for row in connection.execute(query)} for query in asked]
 
@@ -146,7 +148,7 @@ def test_a_ledger_of_the_first_revision_is_counted_when_it_is_migrated(db: Datab
     assert before[2] == {("known-hash", BLOCK, 4), ("allow", ALLOW, 8)}
     migration = import_module("seawall.ledger.migrations.versions.0002_counts")
     with db.begin() as connection:
-        for table in (decision_counts, verdict_counts, artefacts):
+        for table in (decision_counts, verdict_counts, artefacts, artefact_set_uses):
             connection.execute(delete(table))
         with Operations.context(MigrationContext.configure(connection)):
             migration._fill()
@@ -211,6 +213,26 @@ def test_versions_are_known_from_their_first_use_to_their_last(db: Database) -> 
     assert spans["prompt_scoring-model", "1"] == (BEGIN + 10 * NANOS, BEGIN + 50 * NANOS)
     assert spans["prompt_scoring-model", "2"] == (BEGIN + 90 * NANOS, BEGIN + 90 * NANOS)
     assert spans["classification-model", "1"] == (BEGIN + 10 * NANOS, BEGIN + 90 * NANOS)
+
+
+def test_a_search_by_artefact_goes_through_its_versions_in_time(db: Database) -> None:
+    made = []
+    for number in range(24):
+        one = decision(number, seconds=number)
+        one.signals[0].signal.artefacts[0].version = str(number // 6 % 3)
+        made.append(one)
+    fill(db, *made)
+    wanted = Filter(artefact="prompt_scoring-model")
+    pages, after = [], None
+    while True:
+        rows, after = queries.find(db, wanted, limit=5, after=after)
+        pages += [row["generation_id"] for row in rows]
+        if after is None:
+            break
+    assert pages == [f"g-{n}" for n in reversed(range(24))]
+    first = Filter(artefact="prompt_scoring-model", artefact_version="0", until=BEGIN + 19 * NANOS)
+    assert found(db, first) == ["g-18", *(f"g-{n}" for n in (5, 4, 3, 2, 1, 0))]
+    assert found(db, Filter(artefact="prompt_scoring-model", artefact_version="1", since=BEGIN + 12 * NANOS)) == []
 
 
 def test_holds_are_open_until_something_is_decided(db: Database) -> None:

@@ -37,4 +37,9 @@ def fresh(address: str) -> str:
     with psycopg.connect(address, autocommit=True) as connection:
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
+    return dialect(address)
+
+
+def dialect(address: str) -> str:
+    """The server's SQLAlchemy address."""
     return address.replace("postgresql://", "postgresql+psycopg://")

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ FOLDER = ROOT / "docs" / "images" / "console"
 PORTIONS = 8
 #: Of all portions together, seconds.
 STROLL = float(os.environ.get("SEAWALL_SCREENSHOTS_SECONDS", "180"))
-PATIENCE = 60_000
 SIZE: Any = {"width": 1280, "height": 860}
 NARROW: Any = {"width": 390, "height": 844}
 
@@ -54,8 +53,7 @@ async def main(folder: Path) -> None:
             sealer, store = Sealer.from_settings(settings.sealing), ContentStore(settings.content)
             async with Platform.open(mesh.broker(), sealer, store, topics_of(settings)) as platform:
                 summaries = await send(platform, mesh.pids)
-            link = (home / "run" / "console.link").read_text("utf-8").strip()
-            await asyncio.to_thread(take, folder, link, examples(summaries))
+            await asyncio.to_thread(take, folder, home / "run" / "console.link", gravest(summaries))
 
 
 async def send(platform: Platform, pids: Any) -> list[Summary]:
@@ -69,35 +67,38 @@ async def send(platform: Platform, pids: Any) -> list[Summary]:
     return summaries
 
 
-def examples(summaries: list[Summary]) -> dict[str, str]:
-    """A generation of each outcome, by the outcome's name."""
-    found: dict[str, str] = {}
-    for summary in summaries:
-        for result in summary.results:
-            if result.decision is not None and result.decision.comparisons:
-                found[str(result.decision.outcome)] = result.generation_id
-    return found
+def gravest(summaries: Iterable[Summary]) -> str:
+    """The generation with the gravest outcome, of those whose scores were compared."""
+    decided = [
+        (result.decision.outcome, result.generation_id)
+        for summary in summaries
+        for result in summary.results
+        if result.decision is not None and result.decision.comparisons
+    ]
+    return max(decided)[1]
 
 
-def take(folder: Path, link: str, generations: Mapping[str, str]) -> None:
-    """Every page, light and dark; the first one narrow too."""
+def take(folder: Path, link: Path, generation_id: str) -> None:
+    """Every page, light and dark; the first one narrow too.
+
+    Args:
+        link: the file that holds the address that signs in.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    address = link.partition("/login")[0]
-    newest = generations[max(generations)]
+    address = link.read_text("utf-8").partition("/login")[0]
     pages = {
         "now": "/",
         "decisions": "/decisions?since=1h",
-        "decision": f"/decisions/{newest}",
+        "decision": f"/decisions/{generation_id}",
         "dead-letters": "/dead-letters",
         "policies": "/policies",
         "artefacts": "/artefacts",
     }
-    file = Path(os.environ["SEAWALL_HOME"]) / "run" / "console.link"
     with chromium.browser() as browser:
         for scheme in ("light", "dark"):
             context = browser.new_context(color_scheme=scheme, viewport=SIZE)
             page = context.new_page()
-            page.goto(file.read_text("utf-8").strip())
+            page.goto(link.read_text("utf-8").strip())
             page.screenshot(path=folder / f"sign-in-{scheme}.png", clip={"x": 0, "y": 0, "width": 1280, "height": 420})
             page.get_by_role("button", name="Sign in").click()
             page.get_by_role("heading", name="Now", level=1).wait_for()

@@ -106,15 +106,24 @@ def _rows(names: Sequence[str], counted: Mapping[tuple[Any, ...], int]) -> list[
     return [{**dict(zip(names, key, strict=True)), "decisions": count} for key, count in sorted(counted.items())]
 
 
-def artefact_rows(decisions: Iterable[Row], sets: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """Rows of artefacts for rows of decisions, ordered; ``sets`` has the rows of artefact_sets by artefact_set."""
+def use_rows(decisions: Iterable[Row]) -> list[Row]:
+    """Rows of artefact_set_uses for rows of decisions, ordered."""
     used: dict[str, tuple[int, int]] = {}
     for row in decisions:
         _widen(used, row["artefact_set"], row["decided_unix_nano"], row["decided_unix_nano"])
+    return [
+        {"artefact_set": key, "first_unix_nano": first, "last_unix_nano": last}
+        for key, (first, last) in sorted(used.items())
+    ]
+
+
+def artefact_rows(uses: Iterable[Row], sets: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """Rows of artefacts for rows of artefact_set_uses, ordered; ``sets`` has the rows of artefact_sets by set."""
     spans: dict[tuple[Any, ...], tuple[int, int]] = {}
-    for artefact_set, (first, last) in used.items():
-        for one in sets.get(artefact_set, ()):
-            _widen(spans, (one["kind"], one["name"], fitting(one["version"], 160), one["sha256"]), first, last)
+    for use in uses:
+        for one in sets.get(use["artefact_set"], ()):
+            key = one["kind"], one["name"], fitting(one["version"], 160), one["sha256"]
+            _widen(spans, key, use["first_unix_nano"], use["last_unix_nano"])
     return [
         {"kind": kind, "name": name, "version": version, "sha256": sha256, "first_unix_nano": a, "last_unix_nano": b}
         for (kind, name, version, sha256), (a, b) in sorted(spans.items())

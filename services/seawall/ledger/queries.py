@@ -11,7 +11,15 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Engine, RowMapping, Select, func, or_, select, tuple_
 
 from seawall.ledger.database import retryable
-from seawall.ledger.tables import artefact_sets, contents, dead_letters, decisions, positions, unreadable
+from seawall.ledger.tables import (
+    artefact_set_uses,
+    artefact_sets,
+    contents,
+    dead_letters,
+    decisions,
+    positions,
+    unreadable,
+)
 
 #: Rows of one page, at most.
 MAX_PAGE: Final = 500
@@ -88,9 +96,15 @@ def _query(wanted: Filter, after: Cursor | None, *, with_summary: bool) -> Selec
 
 def _days(wanted: Filter, after: Cursor | None) -> list[Any]:
     """A decision's day follows from its time, and tells PostgreSQL which partitions it need not look into."""
-    latest = [nanos for nanos in (wanted.until, after and after.decided_unix_nano) if nanos is not None]
     days = [] if wanted.since is None else [decisions.c.day >= _day(wanted.since)]
-    return [*days, decisions.c.day <= _day(min(latest))] if latest else days
+    latest = _latest(wanted, after)
+    return days if latest is None else [*days, decisions.c.day <= _day(latest)]
+
+
+def _latest(wanted: Filter, after: Cursor | None) -> int | None:
+    """What is found was decided no later, Unix nanoseconds."""
+    bounds = [nanos for nanos in (wanted.until, after and after.decided_unix_nano) if nanos is not None]
+    return min(bounds, default=None)
 
 
 def _day(unix_nano: int) -> date:
@@ -99,31 +113,34 @@ def _day(unix_nano: int) -> date:
 
 
 def _sets(wanted: Filter, after: Cursor | None) -> Select[Any]:
-    """Sets with the artefact and when each was used last before the cursor, that latest first; each change of a list
-    makes a set."""
+    """Sets with the artefact, and from when to when each was used, the one used last first; each change of a list makes
+    a set."""
+    uses = artefact_set_uses.c
     named = select(artefact_sets.c.artefact_set).where(artefact_sets.c.name == wanted.artefact)
     if wanted.artefact_version is not None:
         named = named.where(artefact_sets.c.version == wanted.artefact_version)
-    sets = named.distinct().subquery()
-    used = select(func.max(decisions.c.decided_unix_nano)).where(decisions.c.artefact_set == sets.c.artefact_set)
-    latest = [nanos for nanos in (wanted.until, after and after.decided_unix_nano) if nanos is not None]
-    if latest:
-        used = used.where(decisions.c.decided_unix_nano <= min(latest))
-    newest = used.scalar_subquery().label("newest")
-    dated = select(sets.c.artefact_set, newest).subquery()
-    query = select(dated).where(dated.c.newest.is_not(None)).order_by(dated.c.newest.desc())
-    return query.limit(_MAX_SETS)
+    query = select(artefact_set_uses).where(uses.artefact_set.in_(named))
+    if wanted.since is not None:
+        query = query.where(uses.last_unix_nano >= wanted.since)
+    if (latest := _latest(wanted, after)) is not None:
+        query = query.where(uses.first_unix_nano <= latest)
+    return query.order_by(uses.last_unix_nano.desc()).limit(_MAX_SETS)
 
 
 def _of_sets(connection: Connection, query: Select[Any], sets: Select[Any], limit: int) -> list[RowMapping]:
     """One index range a set, merged: over all at once a database would sort everything a model was ever part of. The
     set that was used last comes first, so that most are older than the page and need no look."""
     found: list[RowMapping] = []
-    for artefact_set, newest in connection.execute(sets).all():
-        if len(found) == limit and newest < found[-1]["decided_unix_nano"]:
+    for artefact_set, first, last in connection.execute(sets).all():
+        if len(found) == limit and last < found[-1]["decided_unix_nano"]:
             break
-        more = connection.execute(query.where(decisions.c.artefact_set == artefact_set)).mappings()
-        found = sorted(chain(found, more), key=_newest, reverse=True)[:limit]
+        # By its span too: a database that goes by time from the newest on would meet none of an old set for long.
+        of_set = query.where(
+            decisions.c.artefact_set == artefact_set, decisions.c.decided_unix_nano.between(first, last)
+        )
+        if connection.dialect.name == "postgresql":
+            of_set = of_set.where(decisions.c.day.between(_day(first), _day(last)))
+        found = sorted(chain(found, connection.execute(of_set).mappings()), key=_newest, reverse=True)[:limit]
     return found
 
 

@@ -48,6 +48,7 @@ class Rows:
     verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
     dead_letters: list[Row] = field(default_factory=list)
     unreadable: list[Row] = field(default_factory=list)
+    _keys: dict[frozenset[tuple[int, str, bytes, str]], str] = field(default_factory=dict)
 
     @property
     def days(self) -> set[date]:
@@ -149,7 +150,10 @@ class Rows:
 
     def _artefact_set(self, signals: Iterable[signal_pb2.Signal]) -> str:
         """The digest of everything the signals rest on; its rows are noted."""
-        used = {(a.kind, a.name, a.sha256, a.version) for signal in signals for a in signal.artefacts}
+        used = frozenset((a.kind, a.name, a.sha256, a.version) for signal in signals for a in signal.artefacts)
+        # Most decisions of a batch rest on the same.
+        if (known := self._keys.get(used)) is not None:
+            return known
         digest = hashlib.sha256()
         ordered = sorted(used)
         for kind, name, sha256, version in ordered:
@@ -166,6 +170,7 @@ class Rows:
                 }
                 for kind, name, sha256, version in ordered
             ]
+        self._keys[used] = key
         return key
 
     def _unreadable(self, record: Record, reason: str) -> None:

@@ -174,6 +174,15 @@ verdict_counts: Final = Table(
     Column("decisions", BigInteger, nullable=False),
 )
 
+#: When each set was used, from first to last: where in time a search by artefact has to look.
+artefact_set_uses: Final = Table(
+    "artefact_set_uses",
+    metadata,
+    Column("artefact_set", String(32), primary_key=True),
+    Column("first_unix_nano", BigInteger, nullable=False),
+    Column("last_unix_nano", BigInteger, nullable=False),
+)
+
 #: Every version of a model, bank or term pack that decisions rested on, and from when to when.
 artefacts: Final = Table(
     "artefacts",
@@ -204,6 +213,7 @@ FILLED: Final = (
     decisions,
     contents,
     artefact_sets,
+    artefact_set_uses,
     dead_letters,
     unreadable,
     positions,

@@ -8,10 +8,11 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Engine, Table, case, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from seawall.ledger.counts import artefact_rows, decision_count_rows, verdict_count_rows
+from seawall.ledger.counts import artefact_rows, decision_count_rows, use_rows, verdict_count_rows
 from seawall.ledger.database import make_days, retryable
 from seawall.ledger.rows import Row, Rows
 from seawall.ledger.tables import (
+    artefact_set_uses,
     artefact_sets,
     artefacts,
     contents,
@@ -60,6 +61,7 @@ class Writer:
             self._advance(connection, read)
             make_days(connection, rows.days)
             new = self._new(connection, rows)
+            uses = use_rows(new)
             self._add(connection, decisions, rows.decisions)
             self._add(connection, contents, rows.contents)
             self._add(connection, artefact_sets, [row for found in sets.values() for row in found])
@@ -68,7 +70,8 @@ class Writer:
             # Last, because every writer of a minute waits for its row.
             self._sum(connection, decision_counts, decision_count_rows(new))
             self._sum(connection, verdict_counts, verdict_count_rows(new, rows.verdicts))
-            self._widen(connection, artefact_rows(new, rows.artefact_sets))
+            self._widen(connection, artefact_set_uses, uses)
+            self._widen(connection, artefacts, artefact_rows(uses, rows.artefact_sets))
         if len(self._known) > _KNOWN_SETS:
             self._known.clear()
         self._known |= sets.keys()
@@ -108,13 +111,13 @@ class Writer:
                 rows,
             )
 
-    def _widen(self, connection: Connection, rows: Sequence[Row]) -> None:
+    def _widen(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
         if not rows:
             return
-        new, old = self._insert(artefacts), artefacts.c
+        new, old = self._insert(table), table.c
         first, last = new.excluded.first_unix_nano, new.excluded.last_unix_nano
         widen = new.on_conflict_do_update(
-            index_elements=list(artefacts.primary_key),
+            index_elements=list(table.primary_key),
             set_={
                 "first_unix_nano": case((first < old.first_unix_nano, first), else_=old.first_unix_nano),
                 "last_unix_nano": case((last > old.last_unix_nano, last), else_=old.last_unix_nano),

@@ -64,6 +64,13 @@ def upgrade() -> None:
     )
     op.create_index("artefacts_by_last", "artefacts", ["last_unix_nano"], unique=False)
     op.create_table(
+        "artefact_set_uses",
+        sa.Column("artefact_set", sa.String(length=32), nullable=False),
+        sa.Column("first_unix_nano", sa.BigInteger(), nullable=False),
+        sa.Column("last_unix_nano", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("artefact_set"),
+    )
+    op.create_table(
         "saved_views",
         sa.Column("owner", sa.String(length=160), nullable=False),
         sa.Column("name", sa.String(length=80), nullable=False),
@@ -91,8 +98,11 @@ def _fill() -> None:
         "substr(rule_id, 1, 160), outcome, outcome, count(*) FROM decisions GROUP BY 1, 2, 4, 6, 7, 8"
     )
     op.execute(
+        "INSERT INTO artefact_set_uses (artefact_set, first_unix_nano, last_unix_nano) "
+        "SELECT artefact_set, min(decided_unix_nano), max(decided_unix_nano) FROM decisions GROUP BY 1"
+    )
+    op.execute(
         "INSERT INTO artefacts (kind, name, version, sha256, first_unix_nano, last_unix_nano) "
-        "SELECT s.kind, s.name, substr(s.version, 1, 160), s.sha256, min(d.first), max(d.last) FROM artefact_sets s "
-        "JOIN (SELECT artefact_set, min(decided_unix_nano) AS first, max(decided_unix_nano) AS last FROM decisions "
-        "GROUP BY artefact_set) d ON d.artefact_set = s.artefact_set GROUP BY 1, 2, 3, 4"
+        "SELECT s.kind, s.name, substr(s.version, 1, 160), s.sha256, min(u.first_unix_nano), max(u.last_unix_nano) "
+        "FROM artefact_sets s JOIN artefact_set_uses u ON u.artefact_set = s.artefact_set GROUP BY 1, 2, 3, 4"
     )
