@@ -10,13 +10,10 @@ def varint(number: int) -> bytes:
     if number < 0x80:
         return _SMALL[number]
     if number < 0x4000:
-        return b"%c%c" % (number & 0x7F | 0x80, number >> 7)
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+        return bytes((number & 0x7F | 0x80, number >> 7))
+    if number < 0x200000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
+    return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14 & 0x7F | 0x80)) + varint(number >> 21)
 
 
 def is_one_field(message: bytes, field: int) -> bool:

@@ -9,6 +9,7 @@ from seawall.api.control.v1 import control_pb2
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core import identity
+from seawall.core.wire import varint
 from seawall.relay.stage import StageItem, StageReply
 from seawall.relay.work import Work
 from seawall.runtime.broker import Output, Record
@@ -17,9 +18,6 @@ from seawall.runtime.broker import Output, Record
 # and a body. Making message objects only to serialise them costs three times as much. Field numbers come from the
 # generated code, and a property test compares with messages that protobuf itself has made.
 _VARINT, _FIXED64, _LENGTH = 0, 1, 2
-
-
-_SMALL = [bytes((number,)) for number in range(0x80)]
 
 
 def _tag(number: int, wire_type: int) -> bytes:
@@ -113,7 +111,7 @@ class SignalWriter:
             partition = record.partition
             generation_id, attempt = generation.generation_id, generation.attempt
             key = generation_id.encode()
-            coordinates = _COORDINATES % (_varint(partition), _varint(record.offset))
+            coordinates = _COORDINATES % (varint(partition), varint(record.offset))
             own = _OWN % (
                 identity.signal_id(generation_id, attempt, stage).encode(),
                 _length(len(key)),
@@ -203,18 +201,8 @@ def _item_head(item_id: str, nexus: generation_pb2.Nexus.ValueType) -> bytes:
     return signal_pb2.ItemResult(item_id=item_id, nexus=nexus).SerializeToString()
 
 
-def _varint(number: int) -> bytes:
-    if number < 0x80:
-        return _SMALL[number]
-    if number < 0x4000:
-        return bytes((number & 0x7F | 0x80, number >> 7))
-    if number < 0x200000:
-        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
-    return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14 & 0x7F | 0x80)) + _varint(number >> 21)
-
-
 #: Of lengths, which come again and again; offsets do not.
-_length = lru_cache(maxsize=4096)(_varint)
+_length = lru_cache(maxsize=4096)(varint)
 
 
 def trace_headers(record: Record) -> Sequence[tuple[str, bytes]]:
