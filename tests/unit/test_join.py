@@ -146,6 +146,46 @@ def test_what_a_repeat_measured_counts_where_the_first_knew_nothing() -> None:
     assert isinstance(late, LateSignal)
 
 
+@pytest.mark.parametrize("repeat_is_read", ["before", "between", "after"])
+def test_what_a_repeat_measured_before_the_first_erred_is_late_once_that_is_decided(repeat_is_read: str) -> None:
+    """However the two topics interleave, and also if the first never reports."""
+    for closing in ("error", "deadline"):
+        state = join()
+        g = generation()
+        state.on_generation(g, at_generation(0))
+        if repeat_is_read == "before":
+            state.on_generation(g, at_generation(1))
+        events = [*state.on_signal(signal(g, PROMPT, offset=1), at_signal(0))]
+        assert not events
+        assert state.signal_watermark() == 0  # a crash would read it again
+        if repeat_is_read == "between":
+            events += state.on_generation(g, at_generation(1))
+        if closing == "error":
+            erred = signal(g, PROMPT, offset=0, status=signal_pb2.ITEM_STATUS_ERROR)
+            events += state.on_signal(erred, at_signal(1))
+        else:
+            events += state.on_deadline(deadline(g, offset=0), at_signal(1))
+        if repeat_is_read == "after":
+            events += state.on_generation(g, at_generation(1))
+        first, late = events
+        assert isinstance(first, Completed)
+        assert isinstance(late, LateSignal)
+        assert late.read.position == at_signal(0)
+        state.settle(0)
+        assert state.signal_watermark() == 0
+        state.settle_signal(0)
+        assert state.signal_watermark() == 2
+
+
+def test_what_a_repeat_measured_adds_nothing_where_the_first_was_measured() -> None:
+    state = join()
+    g = generation()
+    state.on_generation(g, at_generation(0))
+    state.on_generation(g, at_generation(1))
+    assert not state.on_signal(signal(g, PROMPT, offset=1), at_signal(0))
+    completed(state.on_signal(signal(g, PROMPT, offset=0), at_signal(1)))
+
+
 def test_a_recalled_decision_absorbs_a_repeat_but_not_its_own_replay() -> None:
     state = join(next_generation=5)
     g = generation()

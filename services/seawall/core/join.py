@@ -61,6 +61,8 @@ class OpenGeneration:
     traceparent: str
     required: frozenset[str]
     signals: dict[str, ReadSignal] = field(default_factory=dict)
+    #: What stages measured of repeats of the record, by role.
+    of_repeats: dict[str, ReadSignal] = field(default_factory=dict)
     #: Generation id and attempt.
     key: tuple[str, int] = field(init=False)
 
@@ -121,6 +123,16 @@ def role(signal: signal_pb2.Signal) -> str:
     """What a signal is to a join: its stage, of which one counts; or its id, if a bank's change caused it, because a
     generation may have several of those, each with something else to say."""
     return signal.signal_id if signal.HasField("caused_by") else signal.stage
+
+
+def _keep(signals: dict[str, ReadSignal], read: ReadSignal) -> bool:
+    """Of two signals of one role the first counts, unless it reports an error. True if this one counts now."""
+    part = role(read.signal)
+    before = signals.get(part)
+    if before is not None and not has_error(before.signal):
+        return False
+    signals[part] = read
+    return True
 
 
 class Join:
@@ -210,13 +222,12 @@ class Join:
         key = joined.key
         decided = self._recall(key, position)
         if key in self._open_by_id or (decided is not None and decided.offset < offset):
-            self._take_early(offset)
-            return events
+            return [*events, *self._apply_early(offset)]
         self._open[offset] = joined
         self._open_by_id[key] = offset
         self._unsettle(offset)
         if not joined.required:
-            events.append(self._complete(joined, position))
+            events.extend(self._complete(joined, position))
         if offset in self._early:
             events.extend(self._apply_early(offset))
         return events
@@ -327,18 +338,13 @@ class Join:
 
     def _apply(self, joined: OpenGeneration, read: ReadSignal | None, position: Position) -> Sequence[Event]:
         if read is None:
-            return (self._complete(joined, position),)
+            return self._complete(joined, position)
         signal = read.signal
         if (signal.generation_id, signal.attempt) != joined.key:
             # Coordinates of another topic's life (recreated, restored): not evidence about this generation.
             return ()
-        part = role(signal)
-        signals = joined.signals
-        before = signals.get(part)
-        if before is None or has_error(before.signal):
-            signals[part] = read
-            if joined.required <= signals.keys():
-                return (self._complete(joined, position),)
+        if _keep(joined.signals, read) and joined.required <= joined.signals.keys():
+            return self._complete(joined, position)
         return ()
 
     def _apply_early(self, generation_offset: int) -> list[Event]:
@@ -364,21 +370,28 @@ class Join:
         judged = self._judged.get(signal.signal_id)
         if judged is not None and self._recent(judged, position.log_nanos):
             return ()
-        if key in self._open_by_id:
-            # A repeated record's signal while the first is still open: the first record's own signal will come.
+        first = self._open_by_id.get(key)
+        if first is not None:
+            # Of a repeat, while the first record is still open. Should that one's own signal err or never come, this is
+            # all that was measured: it waits, and is late once the first is decided, whichever was read sooner.
+            if not signal.HasField("caused_by"):
+                _keep(self._open[first].of_repeats, read)
             return ()
         self.remember_judged(signal, position.log_nanos)
         self._unsettle_signal(position.offset)
         return (LateSignal(read),)
 
-    def _complete(self, joined: OpenGeneration, completed_by: Position) -> Completed:
+    def _complete(self, joined: OpenGeneration, completed_by: Position) -> Sequence[Event]:
         offset, key = joined.position.offset, joined.key
         del self._open[offset]
         del self._open_by_id[key]
         stages = frozenset([part for part, read in joined.signals.items() if not has_error(read.signal)])
         self._decided.pop(key, None)
         self._remember_decided(key, Decided(offset, _one_of(stages), joined.position.log_nanos))
-        return Completed(joined, completed_by)
+        events: list[Event] = [Completed(joined, completed_by)]
+        for read in joined.of_repeats.values():
+            events.extend(self._late(read.signal.generation_record.offset, read))
+        return events
 
     def _take_early(self, generation_offset: int) -> Sequence[_Routed]:
         waiting = self._early.pop(generation_offset, ())
