@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Poison, Retryable
 from seawall.relay.dead_letters import Fuse
-from seawall.runtime.broker import Output
+from seawall.runtime.broker import Output, TopicPartition
 from seawall.runtime.telemetry import TraceContext
 from tests.support.records import generation
 from tests.support.stream import NAMES, Reply, Request, Seen, Stream, answer
@@ -360,6 +360,37 @@ async def test_what_a_full_relay_is_given_all_the_same_is_not_passed_over(stream
         hold.set()
         await stream.committed("prompt_scoring", NAMES.generations, 4)
     assert {signal.generation_id for signal in stream.signals()} == {f"g-{n}" for n in range(4)}
+
+
+async def test_what_a_full_relay_paused_is_read_again_although_a_rebalance_is_on(stream: Stream) -> None:
+    hold = asyncio.Event()
+
+    async def wait(request: Request) -> Reply:
+        await hold.wait()
+        return answer(request)
+
+    await stream.send(*(generation(f"g-{n}") for n in range(4)))
+    async with stream.relay(Service(wait), Seen(), max_in_flight=1) as relay:
+        consumer = relay._consumer
+        assignment, pause, resume = consumer.assignment, consumer.pause, consumer.resume
+        paused, resumed = asyncio.Event(), asyncio.Event()
+
+        def seen_to_pause(partitions: Collection[TopicPartition]) -> None:
+            pause(partitions)
+            paused.set()
+
+        def seen_to_resume(partitions: Collection[TopicPartition]) -> None:
+            resume(partitions)
+            resumed.set()
+
+        consumer.pause = seen_to_pause  # type: ignore[method-assign]
+        await paused.wait()
+        consumer.resume = seen_to_resume  # type: ignore[method-assign]
+        consumer.assignment = frozenset  # type: ignore[method-assign]  # between what is revoked and what is assigned
+        hold.set()
+        await resumed.wait()
+        consumer.assignment = assignment  # type: ignore[method-assign]
+        await stream.committed("prompt_scoring", NAMES.generations, 4)
 
 
 async def test_a_broker_that_fails_while_the_relay_is_full_does_not_end_it(stream: Stream) -> None:

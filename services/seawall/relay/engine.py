@@ -213,7 +213,9 @@ class Engine:
                 # Nothing comes of paused partitions. One that was assigned meanwhile is not paused: its record is one
                 # above the bound, but to leave it aside would be to pass it over.
                 await self._read(1, 0)
-        self._consumer.resume(self._consumer.assignment())
+        # What was paused, not what is assigned by now: amid a rebalance that is nothing, and what comes back would stay
+        # paused for ever.
+        self._consumer.resume(assigned)
 
     async def _stand_still(self, fatal: SeawallError) -> None:
         """Not ready, still alive, nothing moves: a person has to look."""
