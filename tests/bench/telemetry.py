@@ -3,7 +3,7 @@
 Two meshes run side by side on the same events: without telemetry, and with all of it (OTLP spans and metrics, every
 endpoint scraped). They drain small backlogs in turn, so whatever else the machine does meets both; CPU time of all
 Python rooms counts, not the wall clock. In the second part the collector takes what is sent and answers nothing, in the
-third it is gone.
+third it is gone. Before all that: the calls themselves, alone in one process, for a figure that no neighbour disturbs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -24,7 +25,7 @@ from seawall.local.supervisor import RoomSpec
 from seawall.oncall.rooms import Answer, Endpoint, ask
 from seawall.runtime.prometheus import scraped
 from seawall.runtime.settings import seawall_home
-from tests.bench.harness import Report, say
+from tests.bench.harness import ROOT, Report, say
 from tests.bench.mesh import _Source, _Traffic
 from tests.support.otlp import Stoppable
 
@@ -34,6 +35,7 @@ EVENTS = 60
 WARM_EVENTS = 60
 _SCRAPE_SECONDS = 5.0
 _DROP_SECONDS = 30
+_TRIES = 3
 
 
 class _Line:
@@ -126,6 +128,7 @@ class _Side:
 async def run(report: Report) -> None:
     """Measure, in one run, both meshes in three parts."""
     with tempfile.TemporaryDirectory(prefix="seawall-bench-") as folder, Stoppable() as collector:
+        await _calls(report, collector.endpoint)
         root = Path(folder)
         # The pictures come round again, and each event is to cost what a new one does.
         os.environ["SEAWALL_CACHED_RESULTS"] = "0"
@@ -143,6 +146,25 @@ async def run(report: Report) -> None:
             finally:
                 scraping.cancel()
                 await asyncio.wait([scraping])
+
+
+async def _calls(report: Report, endpoint: str) -> None:
+    """CPU of the telemetry that one event causes in all rooms, its export included."""
+    for batch in (1, 16):
+        spent = {
+            where: min([await _calls_once(where, batch) for _ in range(_TRIES)]) * 1e6 for where in ("off", endpoint)
+        }
+        report.add(f"CPU of its calls, batches of {batch}", spent[endpoint] - spent["off"], unit="µs/event")
+
+
+async def _calls_once(endpoint: str, batch: int) -> float:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.bench._telemetry_calls", endpoint, str(batch)),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    return float(out.split()[-1])
 
 
 async def _measure(report: Report, off: _Side, full: _Side, line: _Line, collector: Stoppable) -> None:
