@@ -44,10 +44,9 @@ def solve(on_call: OnCall, fault: Fault, picture: Path) -> None:
     """Work until what was broken is written down and decisions flow."""
 
     def mended() -> bool:
-        if not any(fault.finding in finding for finding in on_call.findings):
-            return False
+        # First, since a platform never rests: what nobody sends anything through does not show that it is broken.
         sent = on_call.seawall("submit", "--prompt", "a camera", "--image", str(picture), "--timeout", "60")
-        return sent.exit_code == 0
+        return sent.exit_code == 0 and any(fault.finding in finding for finding in on_call.findings)
 
     try:
         on_call.work(mended)
