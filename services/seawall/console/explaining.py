@@ -127,7 +127,7 @@ def of_record(decision: decision_pb2.Decision, records: Sequence[Found]) -> Deci
         rule_errors=list(decision.rule_errors),
         shadows=_shadows(decision),
         rescanned=decision.rescanned,
-        comparisons=comparisons,
+        comparisons=_nearest_first(comparisons),
         signals=signals,
         stages=[
             StageView(
@@ -183,7 +183,7 @@ def of_row(row: Row) -> DecisionView:
         missing_stages=missing,
         other_rules=[rule for rule in summary.get("rules", ()) if rule != row["rule_id"]],
         rescanned=row["rescanned"],
-        comparisons=comparisons,
+        comparisons=_nearest_first(comparisons),
         signals=signals,
         hops=[
             HopView(
@@ -252,6 +252,11 @@ def _match(match: signal_pb2.BankMatch) -> MatchView:
         variant=match.variant,
         held=_short(signal_pb2.MatchDisposition.Name(held), "MATCH_DISPOSITION_").lower() if held else "",
     )
+
+
+def _nearest_first(comparisons: Iterable[ComparisonView]) -> list[ComparisonView]:
+    """Thresholds that were reached, then those that nearly were; what was not measured last."""
+    return sorted(comparisons, key=lambda one: (not one.reached, one.score is None, one.threshold - (one.score or 0.0)))
 
 
 def _matches(signals: Iterable[SignalView]) -> list[MatchView]:

@@ -134,10 +134,11 @@ def dead_letters_since(db: Engine, since: int) -> list[DeadLetterCount]:
 def open_holds(db: Engine, since: int, tenant_id: str | None = None) -> Sequence[RowMapping]:
     """The newest decisions to HOLD whose generation has no decision after it; at most 500 are looked at.
 
-    Raises as `minutes`.
+    Columns: day, generation_id, attempt, decided_unix_nano. Raises as `minutes`.
     """
+    columns = decisions.c
     held = (
-        select(decisions)
+        select(columns.day, columns.generation_id, columns.attempt, columns.decided_unix_nano)
         .where(decisions.c.outcome == decision_pb2.OUTCOME_HOLD, decisions.c.decided_unix_nano >= since)
         .order_by(decisions.c.decided_unix_nano.desc())
         .limit(_MAX_ROWS)

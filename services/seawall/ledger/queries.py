@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, func, or_, select, tuple_
+from sqlalchemy import Connection, Engine, RowMapping, Select, and_, func, or_, select
 
 from seawall.ledger.database import retryable
 from seawall.ledger.tables import (
@@ -85,6 +85,11 @@ def _query(wanted: Filter, after: Cursor | None, *, with_summary: bool) -> Selec
     columns = decisions.c
     shown = [column for column in columns if with_summary or column is not columns.summary]
     query = select(*shown).where(*_conditions(wanted))
+    if wanted.content is not None:
+        # Joined from the few that are about it: by a list of pairs SQLite would go through a whole day.
+        about = select(contents.c.day, contents.c.decision_id).where(contents.c.sha256 == wanted.content)
+        found = about.distinct().subquery()
+        query = query.join(found, and_(found.c.day == columns.day, found.c.decision_id == columns.decision_id))
     if after is not None:
         # The first condition alone is a range of the index: without it a deep page would be read from the newest on.
         query = query.where(
@@ -163,9 +168,6 @@ def _conditions(wanted: Filter) -> list[Any]:
         conditions.append(columns.decided_unix_nano >= wanted.since)
     if wanted.until is not None:
         conditions.append(columns.decided_unix_nano < wanted.until)
-    if wanted.content is not None:
-        about = select(contents.c.day, contents.c.decision_id).where(contents.c.sha256 == wanted.content)
-        conditions.append(tuple_(columns.day, columns.decision_id).in_(about))
     return conditions
 
 
