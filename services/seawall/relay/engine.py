@@ -3,7 +3,8 @@
     1. poll                    consumer.poll, never more than there is room for
     2. accept                  decode, ask the stage for items; what is malformed is diverted (7)
     3. batch                   up to batch_size generations, at once when idle, else after linger
-    4. call                    one RPC with what is left of the batch's budget; Retryable: again, then in halves
+    4. call                    one RPC with what is left of the batch's budget; Retryable: again, then in halves, or one
+                               by one where the server goes under it
     5. match                   replies to items by id; what is missing or not a number is ERROR
     6. produce                 signals, acks=all; only then is the generation done
     7. divert                  dead letter *and* ERROR signal, acknowledged together; a fuse stops a stage that would
@@ -39,6 +40,8 @@ from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, Topic
 from seawall.runtime.telemetry import BatchSpan, TraceContext
 
 _NANOS = 1_000_000_000
+#: So many servers may go under an item that is sent alone, before it is given up.
+_MOST_DEATHS = 2
 
 
 class Observer(Protocol):
@@ -322,8 +325,21 @@ class Engine:
             self._rpcs -= 1
             self._dispatch()
 
-    async def _score(self, batch: list[Work], batched: int, failures: int = 0) -> None:
-        """Score a batch within its budget; halve it when it keeps failing, so that one bad item is left alone."""
+    async def _score(
+        self,
+        batch: list[Work],
+        batched: int,
+        failures: int = 0,
+        *,
+        deaths: int = 0,
+        put_off: list[Work] | None = None,
+    ) -> None:
+        """Score a batch within its budget; part it when it keeps failing, so that one bad item is left alone.
+
+        Args:
+            deaths: how often a server that was there has gone under what is alone in this batch.
+            put_off: where to leave what is alone and fails, instead of trying it again.
+        """
         settings = self._settings
         delay = settings.retry_seconds
         while batch := await self._drop_overdue(batch):
@@ -350,16 +366,24 @@ class Engine:
                 await self._emit(batch, reply, batched, sent)
                 return
             failures += 1
+            deaths += failures > 1 and error.reason == "UNAVAILABLE"
             self.stats.retries += 1
             self._observer.event("rpc_failed", reason=error.reason, items=len(batch), attempt=batch[0].attempts)
             if len(batch) == 1:
                 if isinstance(error, Poison):
                     await self._divert_scored(batch[0], error)
                     return
+                if put_off is not None:
+                    put_off += batch
+                    return
                 # An overloaded service has not even looked at it; to give up would only make another attempt, and load.
-                if batch[0].attempts >= settings.max_attempts and error.reason != "RESOURCE_EXHAUSTED":
+                spent = batch[0].attempts >= settings.max_attempts and error.reason != "RESOURCE_EXHAUSTED"
+                if spent or deaths >= _MOST_DEATHS:
                     await self._give_up(batch, error.reason)
                     return
+            elif failures >= 2 and error.reason == "UNAVAILABLE":
+                await self._score_one_by_one(batch, batched)
+                return
             elif isinstance(error, Poison) or (failures >= 2 and error.reason != "RESOURCE_EXHAUSTED"):
                 half = len(batch) // 2
                 await self._score(batch[:half], batched, 1)
@@ -369,6 +393,14 @@ class Engine:
             if self._stopping.is_set():
                 return  # not done: the next owner scores them
             delay = min(delay * 2, settings.max_retry_seconds)
+
+    async def _score_one_by_one(self, batch: list[Work], batched: int) -> None:
+        """Something in it ends the server, and each death costs a restart: what fails alone waits for the others."""
+        deadly: list[Work] = []
+        for work in batch:
+            await self._score([work], batched, 1, put_off=deadly)
+        for work in deadly:
+            await self._score([work], batched, 1, deaths=1)
 
     async def _drop_overdue(self, batch: list[Work]) -> list[Work]:
         """Answer for the works whose budget is spent; return the others."""

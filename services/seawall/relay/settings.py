@@ -22,7 +22,8 @@ class EngineSettings(Group):
     # How long one generation may take here, retries included; its own deadline may be sooner. Then: an ERROR signal.
     budget_seconds: Seconds = 20.0
     # RPC attempts for one item that fails alone. A failing batch is halved from its second attempt on, so an item of a
-    # full batch is alone at the eighth. The pause before the second attempt doubles up to max_retry_seconds.
+    # full batch is alone at the eighth, or at the third where servers go under it: then two alone are all it gets. The
+    # pause before the second attempt doubles up to max_retry_seconds.
     max_attempts: int = Field(default=9, ge=1, le=50)
     retry_seconds: Seconds = 0.05
     max_retry_seconds: Seconds = 2.0

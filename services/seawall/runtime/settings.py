@@ -229,8 +229,9 @@ class RpcClientSettings(Group):
     target: str = Field(default="127.0.0.1:50051", min_length=1)
     # Upper bound of one call; the event's own budget may be shorter.
     timeout_seconds: Seconds = 5.0
-    # Attempts inside one call when a server is UNAVAILABLE, the first included. gRPC allows at most 5.
-    max_attempts: int = Field(default=3, ge=1, le=5)
+    # Attempts inside one call when a server is UNAVAILABLE, the first included. gRPC allows at most 5. The relay tries
+    # again by itself, and each attempt here is another server that one deadly item may take with it.
+    max_attempts: int = Field(default=1, ge=1, le=5)
     # Longest pause between reconnections: a service that is back waits so long for its first call.
     max_reconnect_backoff_seconds: Seconds = 0.3
     # An idle connection is pinged so often, and given up when a ping stays unanswered for as long as the second.
