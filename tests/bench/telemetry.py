@@ -128,7 +128,8 @@ class _Side:
 async def run(report: Report) -> None:
     """Measure, in one run, both meshes in three parts."""
     with tempfile.TemporaryDirectory(prefix="seawall-bench-") as folder, Stoppable() as collector:
-        await _calls(report, collector.endpoint)
+        with Stoppable() as of_calls:
+            await _calls(report, of_calls.endpoint)
         root = Path(folder)
         # The pictures come round again, and each event is to cost what a new one does.
         os.environ["SEAWALL_CACHED_RESULTS"] = "0"
