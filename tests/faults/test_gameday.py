@@ -14,7 +14,7 @@ from tests.gameday.__main__ import game
 from tests.gameday.faults import FAULTS, Fault
 from tests.gameday.oncall import OnCall
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.faults, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def shared_home() -> Path:
