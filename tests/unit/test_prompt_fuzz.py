@@ -102,6 +102,7 @@ def test_detection_of_hostile_text_is_sound_and_repeats_itself(
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.one_of(PIECES, st.text(max_size=6)), max_size=12).map(" ".join))
+@example("6")
 def test_whatever_stands_around_it_a_detection_stays_one(text: str) -> None:
     """Nothing that is added at a distance hides what stands there in plain words."""
     found = read(f"{text}\n\nexplicit image of a minor\n\n{text}")

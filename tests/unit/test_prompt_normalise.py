@@ -6,6 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seawall.prompt_scoring import memory
+from seawall.prompt_scoring.characters import ORIGINAL, PLAIN, SKELETON, Table, beyond_ascii
+from seawall.prompt_scoring.memory import Memory
 from seawall.prompt_scoring.normalise import MAX_EXPANSION, Expands, View, views, visible_text
 from seawall.prompt_scoring.spelling import Spelling, english
 
@@ -151,6 +154,29 @@ def check(view: View, text: str) -> None:
     assert len(view.words) <= 2 * MAX_EXPANSION * len(text.encode()) + 2048
     for start, end in view.glued:
         assert 0 < start <= end < len(view.words)
+
+
+@pytest.mark.parametrize("table", [ORIGINAL, PLAIN, SKELETON], ids=["original", "plain", "skeleton"])
+def test_few_characters_are_folded_as_many_are(table: Table) -> None:
+    for code in (*range(0x3100), *range(0xFB00, 0x10000), *range(0x1D400, 0x1D800), *range(0xE0000, 0xE0080)):
+        text = f"A-b{chr(code)}\x01 \u0430{chr(code)}!"
+        assert table.translate(text, beyond_ascii(text)) == text.translate(table), hex(code)
+
+
+def test_a_memory_is_bounded_in_tokens_and_in_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_TOKENS", 10)
+    asked: list[str] = []
+
+    def look(token: str) -> str:
+        asked.append(token)
+        return token.upper()
+
+    kept = Memory(look)
+    assert [kept[token] for token in ("a", "a", "b" * 65, "b" * 65)] == ["A", "A", "B" * 65, "B" * 65]
+    assert asked == ["a", "b" * 65, "b" * 65]
+    for number in range(100):
+        assert kept[str(number)] == str(number)
+        assert len(kept) <= 10
 
 
 def test_visible_text_keeps_what_a_person_sees() -> None:

@@ -6,7 +6,6 @@ work stays linear. Pure.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import html
 import re
@@ -19,6 +18,8 @@ _PERCENT_SPACE = re.compile(r"\+")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{2,8});")
 _ESCAPE = re.compile(r"\\u[0-9A-Fa-f]{4}|\\x[0-9A-Fa-f]{2}|\\u\{[0-9A-Fa-f]{1,6}\}")
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{12,}={0,2}")
+#: The URL-safe alphabet to the standard one.
+_STANDARD = bytes.maketrans(b"-_", b"+/")
 _MAX_BASE64 = 64
 _TAGS = re.compile("[\U000e0020-\U000e007e]+")
 _OVERRIDE = re.compile("[\u202e\u2067\u202b]([^\u202c\u2069\n]*)")
@@ -52,9 +53,11 @@ def base64_words(text: str) -> list[Edit]:
     for number, match in enumerate(_BASE64.finditer(text)):
         if number == _MAX_BASE64:
             break
-        token = match[0].rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
+        token = match[0].rstrip("=").encode().translate(_STANDARD)
+        if len(token) % 4 == 1:
+            continue
         try:
-            plain = base64.b64decode(token + "=" * (-len(token) % 4), validate=True).decode("utf-8")
+            plain = binascii.a2b_base64(token + b"=" * (-len(token) % 4), strict_mode=True).decode()
         except (binascii.Error, UnicodeDecodeError):
             continue
         if plain.replace("\n", " ").replace("\t", " ").isprintable():

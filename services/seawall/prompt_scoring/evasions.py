@@ -87,16 +87,19 @@ def join(text: str) -> tuple[list[Edit], list[tuple[int, int]], bool]:
         if not any(char.isalpha() for char in match[0]):
             continue
         # A wider gap than the narrowest of the run is a space between words; so is a bare space among dots or dashes.
-        gaps = [(gap.start() + match.start(), gap.end() + match.start()) for gap in _GAPS.finditer(match[0])]
-        spaces = sum(text[start:end].isspace() for start, end in gaps)
-        punctuated = 2 * spaces < len(gaps)
-        narrow = min(end - start for start, end in gaps)
-        begin = match.start() + shift
-        for start, end in gaps:
-            space = " " if end - start > narrow or (punctuated and text[start:end].isspace()) else ""
+        gaps = _GAPS.findall(match[0])
+        punctuated = 2 * sum(map(str.isspace, gaps)) < len(gaps)
+        narrow = min(map(len, gaps))
+        start, last = match.span()
+        begin = start + shift
+        for gap in gaps:
+            start += 1
+            end = start + len(gap)
+            space = " " if len(gap) > narrow or (punctuated and gap.isspace()) else ""
             edits.append(Edit(start, end, space))
-            shift += len(space) - (end - start)
-        runs.append((begin, match.end() + shift))
+            shift += len(space) - len(gap)
+            start = end
+        runs.append((begin, last + shift))
         signs = signs or not _SIGNS_BETWEEN.isdisjoint(match[0])
     return edits, runs, signs
 

@@ -27,13 +27,22 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from seawall.prompt_scoring import encodings, evasions
 from seawall.prompt_scoring.alignment import Composed, Edit, Edited, Folded, Span, Step, Worded, apply, origin
-from seawall.prompt_scoring.characters import INVISIBLE, MARKED, ORIGINAL, PLAIN, SKELETON, has_either, runs_of_marks
+from seawall.prompt_scoring.characters import (
+    INVISIBLE,
+    MARKED,
+    ORIGINAL,
+    PLAIN,
+    SKELETON,
+    beyond_ascii,
+    has_either,
+    runs_of_marks,
+)
 from seawall.prompt_scoring.evasions import Sign
 from seawall.prompt_scoring.spelling import Spelling, repaired
 from seawall.prompt_scoring.token_readings import Reading, Reread, TokenReader
@@ -103,7 +112,6 @@ _ASCII_CONTROL = re.compile(f"[{re.escape(_CONTROL_BYTES.decode())}]")
 _WORD_BYTES = bytes(c if c >= 128 or chr(c).isalnum() else 32 for c in bytes(range(256)).lower())
 #: Letters and figures to "a", separators but white space and controls to ".": ".a" may be punctuation inside a word.
 _SHAPE = bytes(97 if chr(c).isalnum() else 32 if chr(c).isspace() else 46 for c in range(256))
-_TOKEN = re.compile(r"\S+")
 
 
 def _words(text: str) -> list[bytes]:
@@ -119,6 +127,12 @@ _ESCAPES: tuple[tuple[Sign, Callable[[str], list[Edit]]], ...] = (
 )
 
 
+@lru_cache(2)
+def _token_reader(spelling: tuple[Spelling, ...]) -> TokenReader:
+    """What it remembers of tokens serves every prompt, until another set of packs has taken the place of these."""
+    return TokenReader(spelling)
+
+
 class _Reader:
     """Makes the views of one text."""
 
@@ -126,9 +140,7 @@ class _Reader:
         self.views: dict[bytes, View] = {}
         self._spelling = spelling
         self._limit = limit
-        self._tokens = TokenReader(spelling)
-        #: What single words were repaired to.
-        self._memory: dict[Spelling, dict[bytes, str | None]] = {language: {} for language in spelling}
+        self._tokens = _token_reader(tuple(spelling))
 
     def read(self, text: str, steps: Steps, name: str, round_: int) -> None:
         """Add every view of ``text``, which ``steps`` made; ``name`` instead of their own if it was hidden."""
@@ -149,11 +161,12 @@ class _Reader:
 
     def _unicode(self, text: str, steps: Steps, name: str) -> tuple[str, Steps]:
         """Add the first three views. Returns the skeleton with its separators."""
+        beyond = beyond_ascii(text)
         if not steps:
-            self._add("original", text.translate(ORIGINAL), (Folded(text, ORIGINAL),))
-        skeleton = self._bounded(text.translate(SKELETON))
+            self._add("original", ORIGINAL.translate(text, beyond), (Folded(text, ORIGINAL),))
+        skeleton = self._bounded(SKELETON.translate(text, beyond))
         skeleton_steps: Steps = (*steps, Folded(text, SKELETON))
-        if has_either(text):
+        if has_either(beyond):
             self._add(name or "skeleton", skeleton, skeleton_steps)
             marked = text.translate(MARKED)
             skeleton, skeleton_steps = self._edited(
@@ -163,7 +176,7 @@ class _Reader:
             # Of what was hidden in Latin letters the skeleton shows all that terms ask for.
             self._add(name or "skeleton", skeleton, skeleton_steps)
             return skeleton, skeleton_steps
-        plain = self._bounded(text.translate(PLAIN))
+        plain = self._bounded(PLAIN.translate(text, beyond))
         plain_steps = (*steps, Folded(text, PLAIN))
         if not plain.isascii():
             cut = [Edit(match.start() + 4, match.end(), "") for match in runs_of_marks(plain)]
@@ -241,7 +254,7 @@ class _Reader:
     def _repair(self, words: list[bytes], reading: Reading, way: _Way, name: str, spelling: Spelling) -> None:
         known = spelling.known
         unknown = [index for index, word in enumerate(words) if word not in known]
-        repairs = spelling.repair(words, unknown, self._memory[spelling]) if unknown else ()
+        repairs = spelling.repair(words, unknown) if unknown else ()
         if repairs:
             step = Reread(way.text, reading.changes, repairs)
             self._keep(name or "repaired", repaired(words, repairs), (), (*way.steps, step))
@@ -278,14 +291,25 @@ class _Way(NamedTuple):
 
 def _of_tokens(text: str, runs: Sequence[Span]) -> list[Span]:
     """Ranges of characters as ranges of tokens: whole ones, since a sign beside a run may be a letter of it."""
-    starts = [match.start() for match in _TOKEN.finditer(text)]
     found: list[Span] = []
+    last = at = 0
     for start, end in runs:
-        first, last = bisect_right(starts, start) - 1, bisect_left(starts, end)
+        # A run begins in a token, which is the last to begin up to there.
+        last += _begun(text, at, start + 1)
+        first = last - 1
+        last += _begun(text, start + 1, end)
+        at = end
         if found and first < found[-1][1]:
             first = found.pop()[0]
         found.append((first, last))
     return found
+
+
+def _begun(text: str, start: int, end: int) -> int:
+    """How many tokens begin in ``text[start:end]``."""
+    part = text[start:end]
+    inside = start > 0 and part != "" and not (text[start - 1].isspace() or part[0].isspace())
+    return len(part.split()) - inside
 
 
 def _laid(tokens: Sequence[str], runs: Sequence[Span]) -> tuple[list[bytes], tuple[Span, ...]]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seawall.prompt_scoring.characters import EITHER
+from seawall.prompt_scoring.memory import Memory
 
 #: A pack's word shorter than this is repaired by nothing: too many others are one letter away.
 _MIN_LETTERS = 4
@@ -47,6 +48,19 @@ class Repair(NamedTuple):
     first: int
     length: int
     text: str
+
+
+class _Look(NamedTuple):
+    """What an unknown word shows by itself."""
+
+    #: What it is repaired to.
+    single: str | None
+    #: It may be a piece of a pack's word.
+    piece: bool
+
+
+#: Most unknown words.
+_NOTHING = _Look(None, False)
 
 
 class Spelling:
@@ -88,6 +102,7 @@ class Spelling:
         #: How the words of packs begin.
         self._starts = frozenset(word[:_MIN_LETTERS] for word in self.risky if len(word) >= _MIN_LETTERS)
         self._backwards = {word[::-1]: word for word in self.risky if len(word) >= _MIN_LETTERS}
+        self._looks = Memory(self._look)
 
         #: Words that differ in nothing but i and l, under themselves with every l as i: those of packs first, then the
         #: frequent ones. Ordinary words with neither letter are not asked for.
@@ -106,13 +121,12 @@ class Spelling:
             and all(letter in (other, EITHER) for letter, other in zip(word, known, strict=True))
         ]
 
-    def repair(self, words: Sequence[bytes], unknown: Sequence[int], memory: dict[bytes, str | None]) -> list[Repair]:
+    def repair(self, words: Sequence[bytes], unknown: Sequence[int]) -> list[Repair]:
         """What to read differently in a text, in order, without overlap.
 
         Args:
             words: the text's, UTF-8.
             unknown: where those stand that are not `known`.
-            memory: what single words were repaired to, for the views of one text, which share most of their words.
         """
         repairs: list[Repair] = []
         taken = looked = 0
@@ -120,17 +134,17 @@ class Spelling:
             if index < taken:
                 continue
             word = words[index]
-            if word not in memory:
-                text = word.decode()
-                if not text.isalpha():
-                    continue
-                memory[word] = self._single(text)
+            look = self._looks[word]
+            if look is None:
+                continue
             looked += 1
             if looked > _MAX_UNKNOWN:
                 break
-            repair = self._together(words, index, taken) if word in self._pieces else None
-            if repair is None and (single := memory[word]) is not None:
-                repair = Repair(index, 1, single)
+            if look is _NOTHING:
+                continue
+            repair = self._together(words, index, taken) if look.piece else None
+            if repair is None and look.single is not None:
+                repair = Repair(index, 1, look.single)
             if repair is not None:
                 repairs.append(repair)
                 taken = repair.first + repair.length
@@ -140,6 +154,14 @@ class Spelling:
         wrong = sum(not words[index].isdigit() for index in unknown) - sum(one.length for one in repairs)
         letters = len(words) - figures
         return repairs if letters - wrong >= _KNOWN_SHARE * letters else []
+
+    def _look(self, word: bytes) -> _Look | None:
+        """None: not a word of letters."""
+        text = word.decode()
+        if not text.isalpha():
+            return None
+        look = _Look(self._single(text), word in self._pieces)
+        return _NOTHING if look == _NOTHING else look
 
     def _single(self, word: str) -> str | None:
         if _MIN_LETTERS <= len(word) <= _MAX_LETTERS:

@@ -1,7 +1,7 @@
 """How the tokens of a text may be read: digits and signs as letters, repeats cut. Each odd token is looked at once.
 
-A prompt has a dozen views, and they share nearly all of their tokens. So a token, which is what stands between white
-space, is read by itself and remembered for the views of one prompt; a view is a list of tokens looked up. Pure.
+A prompt has a dozen views, and they share nearly all of their tokens; so do prompts. So a token, which is what stands
+between white space, is read by itself and remembered for a while; a view is a list of tokens looked up. Pure.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from seawall.prompt_scoring.alignment import Edit, Edited, Span, Step, Worded, apply, origin
 from seawall.prompt_scoring.evasions import SIGNS, Unleeted, squeeze, unleet
+from seawall.prompt_scoring.memory import Memory
 from seawall.prompt_scoring.spelling import Repair, Spelling, common_start
 
 #: What becomes of tokens, by token.
@@ -33,13 +34,13 @@ class Reading(NamedTuple):
 
 
 class TokenReader:
-    """Reads the tokens of one prompt's texts."""
+    """Reads the tokens of texts. Remembers the odd ones that it met last. Safe for threads."""
 
     def __init__(self, spelling: Sequence[Spelling]) -> None:
         self._spelling = spelling
         self._ordinary: frozenset[str] = spelling[0].words if spelling else frozenset()
-        self._unleeted: dict[str, Unleeted | None] = {}
-        self._squeezed: dict[str, list[str]] = {}
+        self._unleeted = Memory(self._as_letters)
+        self._squeezed = Memory(self._cut)
 
     def read(self, tokens: Sequence[str], leet: bool, repeats: bool) -> tuple[Reading | None, list[Reading]]:
         """The readings of a text: the less likely one of signs that stand for two letters, and the likely ones.
@@ -50,14 +51,14 @@ class TokenReader:
                 neither do there are two readings.
         """
         # By far the most tokens are words, and are passed over in one look at a set.
-        odd = [token for token in dict.fromkeys(tokens) if token not in self._ordinary]
+        odd = set(tokens) - self._ordinary
         once, again = self._unleet(odd) if leet else ({}, {})
         doubtful = None if once == again else _read("leet", tokens, (), again)
         likely = _read("leet", tokens, (), once) if once else Reading("", tokens, ())
         if repeats:
             if once:
-                odd = [text for token in odd if (text := once.get(token, token)) not in self._ordinary]
-            cut = {token: readings for token in odd if (readings := self._squeeze(token))}
+                odd = set(map(once.get, odd, odd)) - self._ordinary
+            cut = {token: readings for token in odd if (readings := self._squeezed[token])}
             if cut:
                 unsure = any(len(readings) > 1 for readings in cut.values())
                 return doubtful, [
@@ -73,26 +74,16 @@ class TokenReader:
     def _unleet(self, odd: Iterable[str]) -> tuple[Changes, Changes]:
         once, again, sure = {}, {}, False
         for token in odd:
-            if SIGNS.isdisjoint(token):
-                continue
-            if token not in self._unleeted:
-                self._unleeted[token] = unleet(token, self.known_reading)
-            found = self._unleeted[token]
-            if found is not None:
+            if (found := self._unleeted[token]) is not None:
                 once[token], again[token] = found.once, found.again
                 sure = sure or found.sure
         # Figures are figures, unless other words are disguised by them.
         return (once, again) if sure else ({}, {})
 
-    def _squeeze(self, token: str) -> list[str]:
-        found = self._squeezed.get(token)
-        if found is None:
-            # A letter that stands three times leaves two letters fewer to tell apart.
-            found = [] if len(token) - len(set(token)) < 2 else self._cut(token)
-            self._squeezed[token] = found
-        return found
+    def _as_letters(self, token: str) -> Unleeted | None:
+        return None if SIGNS.isdisjoint(token) else unleet(token, self.known_reading)
 
-    def _cut(self, token: str) -> list[str]:
+    def _cut(self, token: str) -> Sequence[str]:
         """A pack's word if it can be one, else an ordinary word, else what has one letter and what has two."""
         cut = squeeze(token)
         if not cut or self._any(token, lambda spelling: spelling.words):
@@ -109,7 +100,7 @@ class TokenReader:
 
 
 def _read(name: str, tokens: Sequence[str], before: tuple[Changes, ...], changes: Changes) -> Reading:
-    return Reading(name, [changes.get(token, token) for token in tokens], (*before, changes))
+    return Reading(name, list(map(changes.get, tokens, tokens)), (*before, changes))
 
 
 class Reread:
