@@ -10,10 +10,11 @@ import pytest
 
 from seawall.core.errors import Fatal
 from seawall.prompt_scoring.block_head import SYNTAX_FEATURES, syntax
-from seawall.prompt_scoring.evaluation import calibrate, generator, report, samples
+from seawall.prompt_scoring.evaluation import calibrate, generator, report, samples, thresholds
 from seawall.prompt_scoring.evaluation.disguises import DISGUISES
 from seawall.prompt_scoring.evaluation.measure import Answer, Outcome, against_targets, curve, measure, rate
 from seawall.prompt_scoring.evaluation.samples import PLAIN, Sample
+from seawall.prompt_scoring.evaluation.thresholds import HeldOut
 from seawall.prompt_scoring.windows import Window
 
 
@@ -148,3 +149,47 @@ def test_syntax_is_one_distance_and_three_facts() -> None:
     assert len(syntax(window)) == SYNTAX_FEATURES
     far = window._replace(distance=400, concept="sexual_context", minor_last=False, apart=True)
     assert syntax(far).tolist() == pytest.approx([0, 0, 0, 0, 0.3, 0, 0, 0.3])
+
+
+def held(grade: str, template: str, score: float, *concepts: str, **fields: str) -> HeldOut:
+    return HeldOut(one(grade, template, **fields), frozenset(concepts), score)  # type: ignore[arg-type]
+
+
+def test_thresholds_block_most_positives_among_those_that_spare_hard_negatives() -> None:
+    texts = [held("hard_negative", f"h{number}", 0.01) for number in range(198)]
+    texts += [held("hard_negative", "h198", 0.505), held("hard_negative", "h199", 0.995, "benign_context")]
+    texts += [held("positive", f"p{number}", 0.4 + number / 100) for number in range(50)]
+    texts += [held("positive", f"w{number}", 0.705, "benign_context", wrapper="news") for number in range(10)]
+    # Disguised texts are the same words again.
+    texts += [held("positive", "p0", 0.0, evasion="spaced")]
+    choice = thresholds.choose(texts)
+    # 2 of 200 are within 1.5 %: nothing is to be gained above the first block that takes every positive.
+    assert (choice.thresholds.block, choice.thresholds.block_sure) == (0.02, 0.02)
+    assert choice.hard_negatives == 0.01
+    assert choice.positives == {"clear": 1.0, "news": 1.0}
+    assert choice.keeps
+    texts += [held("hard_negative", f"g{number}", 0.605, "benign_context") for number in range(10)]
+    assert thresholds.choose(texts).thresholds.block_sure == 0.61
+    texts += [held("hard_negative", f"i{number}", 0.805) for number in range(10)]
+    tight = thresholds.choose(texts)
+    assert tight.thresholds.block == 0.81
+    assert not tight.keeps
+    assert "too few" in str(tight)
+
+
+def test_a_request_to_undress_is_not_softened_by_benign_words() -> None:
+    spared = [held("hard_negative", f"h{number}", 0.505, "benign_context") for number in range(100)]
+    plain = [held("positive", "p", 0.3)]
+    undressing = [held("positive", "u", 0.3, "benign_context", "undressing_request", wrapper="news")]
+    choice = thresholds.choose([*spared, *plain, *undressing])
+    assert (choice.thresholds.block, choice.thresholds.block_sure) == (0.01, 0.51)
+    assert choice.positives == {"clear": 1.0, "news": 1.0}
+
+
+def test_thresholds_need_both_grades() -> None:
+    for texts in ([held("positive", "p", 0.9)], [held("hard_negative", "h", 0.1)]):
+        with pytest.raises(Fatal, match="BAD_EVALUATION_SET"):
+            thresholds.choose(texts)
+    always = [held("hard_negative", f"h{number}", 1.0) for number in range(10)]
+    with pytest.raises(Fatal, match="at every threshold"):
+        thresholds.choose([*always, held("positive", "p", 1.0)])

@@ -76,11 +76,12 @@ def calibrate(*, files: Sequence[Path], out: Path | None, version: str) -> None:
     encoder = _encoder(settings)
     terms = term_set.TermSet(_packs(settings), settings.re2_max_mem_bytes)
     pack = model_pack.load(settings.model, task="text-embedding")
-    head = fitting.fit(chosen, terms, encoder, pack, settings, version)
+    head, choice = fitting.fit(chosen, terms, encoder, pack, settings, version)
     encoder.save()
     target = out or block_head.bundled()
     target.write_bytes(head.data())
     console().print(f"wrote {target.name}: fitted on {head.train_templates}, calibration {head.calibration}")
+    console().print(f"with templates held out in turn: {choice}")
 
 
 def export(*, split: str, out: Path) -> None:

@@ -43,6 +43,16 @@ class Calibration(BaseModel):
     offset: _Number
 
 
+class Thresholds(BaseModel):
+    """The block grades that a policy should block from, with this head (``evaluation.thresholds`` says how chosen)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    block: float = Field(gt=0, lt=1)
+    #: Where words of benign context stand in the prompt.
+    block_sure: float = Field(gt=0, lt=1)
+
+
 class HeadFile(BaseModel):
     """The head's file: its card and its weights, as JSON."""
 
@@ -62,6 +72,8 @@ class HeadFile(BaseModel):
     #: Layout of the features; see ``features``.
     features: Literal[2]
     calibration: Calibration
+    #: Advice to the policy's author; the service does not block.
+    thresholds: Thresholds | None = None
     bias: _Number
     #: First the encoder's dimensions for the window, then for its core, then for its frame, then the syntax.
     weights: tuple[_Number, ...]

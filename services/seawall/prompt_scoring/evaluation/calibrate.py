@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from seawall.core.errors import Fatal
-from seawall.prompt_scoring.block_head import Calibration, HeadFile, features
+from seawall.prompt_scoring.block_head import Calibration, HeadFile, features, sigmoid
 from seawall.prompt_scoring.detection import detect
 from seawall.prompt_scoring.encoder import Encoder
-from seawall.prompt_scoring.evaluation import samples
+from seawall.prompt_scoring.evaluation import samples, thresholds
 from seawall.prompt_scoring.evaluation.samples import Sample
 from seawall.prompt_scoring.settings import PromptScoringSettings
+from seawall.prompt_scoring.term_packs import Concept
 from seawall.prompt_scoring.term_set import TermSet
 from seawall.prompt_scoring.windows import Window
 from seawall.runtime.model_card import MODEL_FILE
@@ -46,13 +47,24 @@ class _Rows(NamedTuple):
     fold: NDArray[np.int64]
     #: The sample's number; -1 for a text that has no pair and stands for itself.
     sample: NDArray[np.int64]
+    #: Of each sample.
+    concepts: Sequence[frozenset[Concept]]
+
+
+class Fitted(NamedTuple):
+    """A head, and the thresholds that are written in it."""
+
+    head: HeadFile
+    choice: thresholds.Choice
 
 
 def fit(
     chosen: Sequence[Sample], terms: TermSet, encoder: Encoder, pack: ModelPack, settings: PromptScoringSettings,
     version: str,
-) -> HeadFile:  # fmt: skip
-    """A head fitted on the English texts of ``chosen`` in which terms find a pair, and calibrated across its templates.
+) -> Fitted:  # fmt: skip
+    """A head fitted on the English texts of ``chosen`` in which terms find a pair.
+
+    Its calibration and thresholds come from margins of templates that were held out in turn.
 
     Hard negatives without a pair are fitted as a whole, so that the head knows more innocent texts than terms find.
 
@@ -72,8 +84,9 @@ def fit(
         weights, bias = _regression(rows.features[~out], rows.positive[~out], rows.weights[~out])
         margins[out] = rows.features[out] @ weights + bias
     calibration = _platt(rows, margins)
+    choice = thresholds.choose(_held_out(used, rows, margins, calibration))
     weights, bias = _regression(rows.features, rows.positive, rows.weights)
-    return HeadFile(
+    head = HeadFile(
         version=version,
         licence="Apache-2.0",
         intended_use=(
@@ -86,18 +99,35 @@ def fit(
         train_templates=dict(sorted(Counter(grade for grade, _ in {(s.grade, s.template) for s in used}).items())),
         features=2,
         calibration=calibration,
+        thresholds=choice.thresholds,
         bias=round(bias, _DECIMALS),
         weights=tuple(round(float(weight), _DECIMALS) for weight in weights),
     )
+    return Fitted(head, choice)
+
+
+def _held_out(
+    used: Sequence[Sample], rows: _Rows, margins: Array, calibration: Calibration
+) -> list[thresholds.HeldOut]:
+    """Each sample with the highest grade of its windows."""
+    best = [0.0] * len(used)
+    for number, margin in zip(rows.sample, margins, strict=True):
+        if number >= 0:
+            best[number] = max(best[number], sigmoid(calibration.slope * float(margin) + calibration.offset))
+    return [thresholds.HeldOut(*one) for one in zip(used, rows.concepts, best, strict=True)]
 
 
 def _rows(used: Sequence[Sample], terms: TermSet, encoder: Encoder, settings: PromptScoringSettings) -> _Rows:
     found: list[tuple[Array, bool, str, int]] = []
+    concepts = []
     for number, sample in enumerate(used):
         detection = detect(
             sample.text, sample.negative, terms, around=settings.around_words, max_pairs=settings.max_pairs
         )
-        windows = [window for window in detection.windows if window.language in _LANGUAGES]
+        concepts.append(frozenset(detection.concepts))
+        # As many as the service scores.
+        read = detection.windows[: 4 * settings.max_pairs]
+        windows = [window for window in read if window.language in _LANGUAGES]
         positive = sample.grade == "positive"
         found += [(features(encoder, window), positive, sample.template, number) for window in windows]
         if not windows and not positive:
@@ -113,6 +143,7 @@ def _rows(used: Sequence[Sample], terms: TermSet, encoder: Encoder, settings: Pr
         weights,
         np.array([_fold(template) for _, _, template, _ in found]),
         np.array([number for _, _, _, number in found]),
+        concepts,
     )
 
 
