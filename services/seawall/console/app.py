@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -44,7 +45,10 @@ def application(state: State, *, token: OneTimeToken | None) -> FastAPI:
     """
     settings = state.settings
     # No documentation pages: they would be anonymous, and fetch scripts from elsewhere.
-    app = FastAPI(title="Seawall console", docs_url=None, redoc_url=None, openapi_url=None)
+    # FastAPI's own telemetry writes addresses with what was searched for, and exceptions with their messages, which is
+    # content; ours is `_Answered`.
+    silent = TelemetryConfig(tracing=False, metrics=False, logs=False, operation_spans=False, auto_configure=False)
+    app = FastAPI(title="Seawall console", docs_url=None, redoc_url=None, openapi_url=None, telemetry=silent)
     app.state.console = state
     app.state.settings = settings
     app.state.token = token
