@@ -267,8 +267,8 @@ class TelemetrySettings(Group):
     spans_file: Path | None = None
     # The file is turned over to <name>.1 at this size: twice as much is the most it takes.
     spans_file_max_bytes: ByteCount = 32 * 1024 * 1024
-    # Batches that get a span, so many a second; those that fail get one always. A span is one in
-    # eleven of the function calls that carry a batch of one. Decisions have traces of their own: see the aggregator's `traces`.
+    # Batches that get a span, so many a second; those that fail get one always. A span is one in eleven of the function
+    # calls that carry a batch of one. Decisions have traces of their own: see the aggregator's `traces`.
     batch_spans_per_second: float = Field(default=5.0, ge=0)
     # Spans that wait for export; more are dropped and counted.
     span_queue_size: int = Field(default=4096, ge=64)
