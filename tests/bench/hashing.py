@@ -57,7 +57,7 @@ async def run(report: Report) -> None:
     await _service(report)
     if importlib.util.find_spec("tests.bench.matching") is not None:
         matching = importlib.import_module("tests.bench.matching")
-        await matching.measure(report)
+        matching.measure(report)
 
 
 # ---- decoding and hashing --------------------------------------------------------------------------------------------
