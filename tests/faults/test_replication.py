@@ -78,7 +78,7 @@ async def test_too_few_replicas_are_in_sync(brokers: Brokers, lane: Lane) -> Non
             # Whoever has something to write: a stage may have written all of its signals before.
             return sum(
                 collector.received.total(name, "moderation.stream.events", moderation__event="produce_failed")
-                for name in (WORDS, PICTURES, AGGREGATOR)
+                for name in (f"{WORDS}.relay", f"{PICTURES}.relay", AGGREGATOR)
             )
 
         await asyncio.to_thread(collector.received.until, refused, "a refused write")
