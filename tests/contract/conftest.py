@@ -29,6 +29,8 @@ from seawall.runtime.settings import ContentSettings
 #: A model is loaded and proven, and native code compiled, before a service is ready.
 START_SECONDS = 90
 STOP_SECONDS = 30
+#: Items of a batch that is still worked on when its caller has been answered something else.
+LABORIOUS_ITEMS = 64
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Case:
     stage: Stage
     #: What the stage ships.
     examples: Sequence[Example]
-    #: A generation whose one item is work for a while.
-    laborious: generation_pb2.Generation
+    #: Generations of one item, which together are work for a while: no two alike, so that nothing known is used again.
+    laborious: Sequence[generation_pb2.Generation]
     #: What the examples hold that must never be logged.
     secrets: Sequence[bytes]
     home: Home
@@ -133,10 +135,13 @@ def stage_home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 def _prompt_scoring(home: Home) -> Case:
     sealer = home.sealer
     examples = prompt_scoring.examples(sealer)
-    text = "a quiet harbour with wooden boats under a pale evening sky, " * 100
-    laborious = generation_pb2.Generation(
-        generation_id="laborious", attempt=1, prompt=sealer.seal(text, "laborious", "prompt")
-    )
+    laborious = [
+        generation_pb2.Generation(generation_id=name, attempt=1, prompt=sealer.seal(text, name, "prompt"))
+        for name, text in (
+            (f"laborious-{number}", f"a quiet harbour with {number} wooden boats under a pale evening sky, " * 100)
+            for number in range(LABORIOUS_ITEMS)
+        )
+    ]
     secrets: set[bytes] = set()
     for example in examples:
         made = example.generation
@@ -157,9 +162,12 @@ def _telling(text: str) -> set[bytes]:
 def _of_media(stage: Stage, make: Callable[[ContentStore], Sequence[Example]], home: Home) -> Case:
     examples = make(home.content)
     photograph = photographs.original(next(iter(load_catalogue().stand_ins)))
-    content = home.content.put(photograph, "image/png")
-    media = generation_pb2.MediaItem(item_id="output/0", nexus=generation_pb2.NEXUS_MODEL_OUTPUT, content=content)
-    laborious = generation_pb2.Generation(generation_id="laborious", attempt=1, media=[media])
+    laborious = []
+    for number in range(LABORIOUS_ITEMS):
+        # Decoders stop at the end that the format marks: the picture is the same, its digest is not.
+        content = home.content.put(photograph + bytes((number,)), "image/png")
+        media = generation_pb2.MediaItem(item_id="output/0", nexus=generation_pb2.NEXUS_MODEL_OUTPUT, content=content)
+        laborious.append(generation_pb2.Generation(generation_id=f"laborious-{number}", attempt=1, media=[media]))
     references = [media.content for example in examples for media in example.generation.media]
     secrets = {reference.uri.encode() for reference in references}
     for path in (home.folder / "content").glob("*/*"):
