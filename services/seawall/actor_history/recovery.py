@@ -88,6 +88,11 @@ class OrderedRecovery(Recovery):
 class OrderedTables(TableManager):
     """Recovers in order."""
 
+    async def on_start(self) -> None:
+        """At once: the one table is declared before anything starts (Faust waits a second for others)."""
+        await self._update_channels()
+        await self.recovery.start()
+
     @property
     def recovery(self) -> Recovery:
         """The service that reads tables back."""
