@@ -149,3 +149,5 @@ def test_whoever_has_the_folder_is_the_member(tmp_path: Path) -> None:
     assert member_of(tmp_path) == first
     assert member_of(tmp_path / "other") != first
     assert first.startswith("actor_history-")
+    (tmp_path / "member").write_text("")  # as a loss of power may leave it
+    assert member_of(tmp_path) not in ("", first)

@@ -53,14 +53,13 @@ def member_of(state: Path) -> str:
     """The static membership id of whoever has this folder, which RocksDB lets no two have. Started again on it, a
     process is the same member: it has its partitions back at once instead of when the dead one's session ends."""
     path = state / "member"
-    try:
-        return path.read_text("ascii").strip()
-    except FileNotFoundError:
-        name = f"{ROOM}-{uuid.uuid4().hex}"
-        begun = path.with_suffix(".new")
-        begun.write_text(name, "ascii")
-        begun.replace(path)
+    if path.exists() and (name := path.read_text("ascii").strip()):
         return name
+    name = f"{ROOM}-{uuid.uuid4().hex}"
+    begun = path.with_suffix(".new")
+    begun.write_text(name, "ascii")
+    begun.replace(path)
+    return name
 
 
 def _take_in_hand(event: Any) -> None:

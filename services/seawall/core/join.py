@@ -128,9 +128,7 @@ def role(signal: signal_pb2.Signal) -> str:
 
 def _keep(signals: dict[str, ReadSignal], read: ReadSignal) -> bool:
     """Of two signals of one role the first counts, unless it reports an error. True if this one counts now."""
-    signal = read.signal
-    # As `role` has it: a call more would be one for each signal.
-    part = signal.signal_id if signal.HasField("caused_by") else signal.stage
+    part = role(read.signal)
     before = signals.get(part)
     if before is not None and not has_error(before.signal):
         return False
