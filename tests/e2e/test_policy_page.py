@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ class Reader:
         if not any(_STAYS in line for line in _follow(self.output, self.demo)):
             pytest.fail(f"{command}\n{self.output.read_text('utf-8')[-3_000:]}")
 
+    @cached_property
     def example(self) -> str:
         """A generation of which the bundle in shadow says something else, as `seawall policy shadow` names them."""
         done = subprocess.run(
@@ -121,7 +123,7 @@ def test_the_page_of_policies_is_literally_so(reader: Reader) -> None:
         if "demo --keep" in command:
             reader.start(command)
         elif "GENERATION_ID" in command:
-            reader.run(command.replace("GENERATION_ID", reader.example()))
+            reader.run(command.replace("GENERATION_ID", reader.example))
         else:
             reader.run(command)
     said = {command.split("#")[0].strip(): output for command, output in reader.said.items()}

@@ -165,13 +165,11 @@ class Room:
 
 async def _end_tasks(engine: Engine) -> None:
     """What a dead process leaves behind would go on here, where no process ends."""
-    tasks: Callable[[], set[asyncio.Task[None]]]
-    tasks = (lambda: engine._tasks) if isinstance(engine, Relay) else (lambda: engine._sends)
     if isinstance(engine, Relay):
         engine._pending.clear()
         if engine._linger is not None:
             engine._linger.cancel()
-    while left := [task for task in tasks() if not task.done()]:
+    while left := [task for task in engine._tasks if not task.done()]:
         for task in left:
             task.cancel()
         with suppress(asyncio.CancelledError):

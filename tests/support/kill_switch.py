@@ -178,14 +178,14 @@ def _after_sending(topic: str) -> None:
 def _note_acknowledged() -> list[int]:
     """A list that is not empty once the engine knows of an acknowledged decision."""
     acknowledged: list[int] = []
-    send = Aggregator._send
+    deliver = Aggregator._deliver
 
     async def noted(self: Any, outbox: Any) -> None:
-        await send(self, outbox)
+        await deliver(self, outbox)
         if outbox.decisions:
             acknowledged.append(len(outbox.decisions))
 
-    Aggregator._send = noted
+    Aggregator._deliver = noted
     return acknowledged
 
 

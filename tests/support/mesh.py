@@ -219,16 +219,17 @@ class Lane:
         settings |= {f"SEAWALL_{key}" if "__" in key else key: value for key, value in environment.items()}
         return self._start(name, [sys.executable, "-m", "tests.support.stages", room], settings)
 
-    def run(self, room: str, **environment: str) -> Room:
+    def run(self, room: str, *, name: str = "", **environment: str) -> Room:
         """Start a room as ``seawall run`` does.
 
         Args:
+            name: of this process, where there are several; the room's own if empty.
             environment: more settings, without the prefix SEAWALL_.
         """
         settings = {f"SEAWALL_{key}": value for key, value in environment.items()}
         if room in ("prompt_scoring", "perceptual_hashing", "classification"):
             settings["SEAWALL_RPC_SERVER__UDS"] = str(self.sockets / "service.sock")
-        return self._start(room, [sys.executable, "-m", "seawall.cli", "run", room], settings)
+        return self._start(name or room, [sys.executable, "-m", "seawall.cli", "run", room], settings)
 
     def _start(self, name: str, argv: Sequence[str], settings: Mapping[str, str]) -> Room:
         started = Room(self, name, argv, {**self.environment, **settings})

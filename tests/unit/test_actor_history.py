@@ -151,6 +151,11 @@ def test_a_million_events_leave_a_history_of_bounded_size() -> None:
             number, REVIEW, 0.4, conversation_id=f"c-{number}", decided_unix_nano=START + number * HOUR // 4
         )
         actor.apply(kept, event(made, number), RULES)
+    # And by the thousand within one hour: they are one count.
+    for number in range(3_000, 8_000):
+        made = decision(number, REVIEW, 0.4, decided_unix_nano=START + 750 * HOUR + number)
+        actor.apply(kept, event(made, number), RULES)
+    assert max(hour.near_misses for hour in kept.hours) >= 5_000
     assert len(kept.hours) <= RULES.entry.window_hours
     assert len(kept.conversations) == actor.MAX_CONVERSATIONS
     assert len(kept.decisions) == actor.MAX_DECISIONS

@@ -30,6 +30,7 @@ def test_a_lane_has_topics_of_its_own() -> None:
         "bulk.bank_entries.v1",
         "bulk.actor_events.v1",
         "bulk.actor_standing.v1",
+        "bulk.overrides.v1",
     )
 
 

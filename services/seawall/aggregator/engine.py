@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from seawall.aggregator.recall import recall_decisions
 from seawall.aggregator.settings import JoinSettings
@@ -29,11 +29,13 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core import decide
 from seawall.core.clock import Clock, SystemClock
-from seawall.core.errors import Fatal, Poison, Retryable, SeawallError
+from seawall.core.errors import Fatal, Poison, Retryable
 from seawall.core.join import Completed, Event, Join, LateSignal, OpenGeneration, Position
 from seawall.core.policy import Lineup, Rollout
 from seawall.core.validate import generation_id_of, parse_generation, parse_join_record
+from seawall.relay import lifecycle
 from seawall.relay.dead_letters import DeadLetters, Fuse
+from seawall.relay.lifecycle import StreamEngine
 from seawall.relay.signals import trace_headers
 from seawall.runtime.broker import Broker, Output, Record, RecordTooLarge, TopicPartition
 
@@ -41,21 +43,16 @@ _NANOS = 1_000_000_000
 _MILLIS = 1_000_000
 #: Budgets of decided generations that are kept before they are looked through, per partition.
 _SPARE = 1_000
+#: Pauses between tries of a send that was refused: the first, and the longest.
+_RETRY_SECONDS = 0.05
+_MAX_RETRY_SECONDS = 2.0
 
 
-class Observer(Protocol):
-    """What the engine tells the outside. Must not block or raise."""
+class Observer(lifecycle.Observer, Protocol):
+    """What the aggregator tells the outside."""
 
     def decided(self, decisions: Sequence[decide.Written]) -> None:
         """Decisions were acknowledged by the broker."""
-        ...
-
-    def event(self, name: str, **fields: Any) -> None:
-        """Something an operator may ask about."""
-        ...
-
-    def ready(self, ready: bool) -> None:
-        """The engine decides, or has stopped doing so."""
         ...
 
 
@@ -104,7 +101,7 @@ class _Outbox:
     settle: list[Callable[[], None]] = field(default_factory=list)
 
 
-class Engine:
+class Engine(StreamEngine):
     """Runs the aggregator until it is told to stop.
 
     Args:
@@ -128,6 +125,14 @@ class Engine:
         clock: Clock | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(
+            consumer=broker.consumer(group, [generations_topic, signals_topic], instance=member, listener=self),
+            producer=broker.producer(),
+            retry_seconds=_RETRY_SECONDS,
+            max_retry_seconds=_MAX_RETRY_SECONDS,
+            revoke_seconds=settings.revoke_seconds,
+        )
+        self._observer: Observer = observer
         self._broker = broker
         self._rollout = rollout
         self._dead_letters = dead_letters
@@ -135,54 +140,16 @@ class Engine:
         self._signals = signals_topic
         self._decisions = decisions_topic
         self._settings = settings
-        self._observer = observer
         self._clock = clock or SystemClock()
         self._monotonic = monotonic
-        self._consumer = broker.consumer(group, [generations_topic, signals_topic], instance=member, listener=self)
-        self._producer = broker.producer()
         self._fuse = Fuse(window=settings.fuse_window, minimum=settings.fuse_minimum, share=settings.fuse_share)
         self._partitions: dict[int, _Partition] = {}
-        self._sends: set[asyncio.Task[None]] = set()
         self._send_slots = asyncio.Semaphore(settings.max_sends)
-        self._stopping = asyncio.Event()
-        self._fatal: SeawallError | None = None
-        self._blocked = 0
         self._next_commit = 0.0
         self._next_deadline_check = 0.0
         self.stats = Stats()
 
     # ---- life --------------------------------------------------------------------------------------------------
-
-    async def run(self) -> None:
-        """Decide until ``stop`` is called, then settle what is in flight and commit.
-
-        Raises:
-            Fatal: once told to stop, if the engine had to stand still before.
-        """
-        await self._producer.start()
-        await self._consumer.start()
-        try:
-            while not self._stopping.is_set():
-                if self._fatal is not None:
-                    await self._stand_still(self._fatal)
-                    break
-                await self._turn()
-            if self._sends:
-                await asyncio.wait(self._sends, timeout=self._settings.revoke_seconds)
-            await self._commit(list(self._partitions))
-        finally:
-            self._observer.ready(False)
-            for task in list(self._sends):
-                task.cancel()
-            await asyncio.gather(*self._sends, return_exceptions=True)
-            await self._consumer.stop()
-            await self._producer.stop()
-        if self._fatal is not None:
-            raise self._fatal
-
-    def stop(self) -> None:
-        """Ask ``run`` to end. Safe in a signal handler of the loop."""
-        self._stopping.set()
 
     def use(self, rollout: Rollout) -> None:
         """Judge what is read from now on by ``rollout``. Call it in the loop that ``run`` runs in.
@@ -236,32 +203,6 @@ class Engine:
         # In a backlog neither the poll nor the hand-over has to wait, for up to `max_sends` turns: the heartbeats would
         # miss the session, and the sends begin late.
         await asyncio.sleep(0)
-
-    async def _stand_still(self, fatal: SeawallError) -> None:
-        """Not ready, still alive, nothing moves: a person has to look."""
-        self._observer.ready(False)
-        while not self._stopping.is_set():
-            self._observer.event("halted", reason=fatal.reason, detail=fatal.detail)
-            self._consumer.pause(self._consumer.assignment())
-            try:
-                await self._consumer.poll(max_records=1, timeout=0)
-            except Retryable as error:
-                self._observer.event("poll_failed", reason=error.reason)
-            await self._pause(10.0)
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stopping.wait(), timeout=seconds)
-        except TimeoutError:
-            return
-
-    def _halt(self, error: SeawallError) -> None:
-        if self._fatal is None:
-            self._fatal = error
-        self._observer.ready(False)
-
-    def _tell_ready(self) -> None:
-        self._observer.ready(bool(self._partitions) and not self._blocked and self._fatal is None)
 
     def _bound(self) -> None:
         """Pause what would grow without end. Never both topics of a partition: Deadlines ride in signals.v1, and early
@@ -439,44 +380,17 @@ class Engine:
                 settle()
             return
         await self._send_slots.acquire()
-        task = asyncio.get_running_loop().create_task(self._send(outbox))
-        self._sends.add(task)
-        task.add_done_callback(self._sent)
+        self._spawn(self._deliver(outbox)).add_done_callback(lambda _: self._send_slots.release())
 
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._sends.discard(task)
-        self._send_slots.release()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            if not isinstance(error, SeawallError):
-                self._observer.event("crashed", error=error)
-            self._halt(
-                error
-                if isinstance(error, Fatal)
-                else Fatal("INTERNAL", f"a send failed ({type(error).__name__}): see the log, then restart the room")
-            )
-
-    async def _send(self, outbox: _Outbox) -> None:
+    async def _deliver(self, outbox: _Outbox) -> None:
         outputs: Sequence[Output] = outbox.outputs
-        delay = 0.05
-        blocked = False
-        try:
-            while outputs:
-                try:
-                    await self._producer.send(outputs)
-                    break
-                except RecordTooLarge as refused:
-                    # The others are acknowledged. What is too large goes again without its explanation's detail.
-                    outputs = [self._shorten(output) for output in refused.outputs]
-                except Retryable as error:
-                    # Until it is acknowledged: the next try may take as long as the delivery deadline.
-                    self._blocked += not blocked
-                    blocked = True
-                    self._tell_ready()
-                    self._observer.event("produce_failed", reason=error.reason, records=len(outputs))
-                    await asyncio.sleep(delay)
-                    delay = min(delay * 2, 2.0)
-        finally:
-            self._blocked -= blocked
+        while outputs:
+            try:
+                await self._send(outputs)
+                break
+            except RecordTooLarge as refused:
+                # The others are acknowledged. What is too large goes again without its explanation's detail.
+                outputs = [self._shorten(output) for output in refused.outputs]
         for settle in outbox.settle:
             settle()
         self.stats.decisions += len(outbox.decisions)
@@ -529,8 +443,7 @@ class Engine:
     async def on_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Let sends end, commit what is settled, forget."""
         numbers = {partition for _, partition in revoked}
-        if self._sends:
-            await asyncio.wait(self._sends, timeout=self._settings.revoke_seconds)
+        await self._tasks_end()
         await self._commit(numbers)
         for number in numbers:
             self._partitions.pop(number, None)

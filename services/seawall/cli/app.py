@@ -140,6 +140,7 @@ app.command()(oncall_app.status)
 app.command()(oncall_app.tail)
 app.command()(oncall_app.doctor)
 app.command()(oncall_app.restart)
+app.command()(oncall_app.override)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""On-call commands and their options: status, tail, dlq, hold, doctor."""
+"""On-call commands and their options: status, tail, dlq, hold, doctor, override."""
 
 from __future__ import annotations
 
@@ -153,4 +153,33 @@ def dlq_discard(
 
     command.discard(
         letter or [], room or [], reason or [], every=every, yes=yes, by=by or _user(), json_output=json_output
+    )
+
+
+def override(
+    generation_id: Annotated[str, typer.Argument(metavar="GENERATION")],
+    outcome: Annotated[
+        str | None,
+        typer.Argument(metavar="[OUTCOME]", help="What is to count: ALLOW, REVIEW, BLOCK, BLOCK_AND_REPORT."),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="A code, FALSE_POSITIVE say; never a text about content.")] = "",
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="What was decided counts again.")] = False,
+    yes: Yes = False,
+    by: By = "",
+    json_output: Json = False,
+) -> None:
+    """Put a person's word over what was decided, on record: the only thing that lowers an outcome.
+
+    It counts for the decisions there are now. What is decided later counts beside it.
+    """
+    from seawall.cli import override as command
+
+    command.override(
+        generation_id,
+        outcome,
+        reason=reason,
+        by=by or _user(),
+        withdraw=withdraw,
+        yes=yes,
+        json_output=json_output,
     )

@@ -17,12 +17,13 @@ from rich.text import Text
 
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.api.override.v1.override_pb2 import Override
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Fatal, SeawallError
 from seawall.local import verdict
 from seawall.local.explain import Found, explain, find
 from seawall.local.waterfall import HOPS, StageTime, total_nanos, waterfall
-from seawall.oncall import handles
+from seawall.oncall import handles, overrides
 from seawall.oncall.handles import Handle, Kind
 from seawall.runtime.broker import Broker
 from seawall.runtime.topics import TopicNames
@@ -61,7 +62,8 @@ def why(handle: str, *, json_output: bool) -> None:
     readings = handles.readings(handle)
     settings = reach.local_settings()
     names = reach.topics_of(settings)
-    ids, found = asyncio.run(_look_up(KafkaBroker(settings.kafka), names, readings))
+    broker = KafkaBroker(settings.kafka)
+    ids, found = asyncio.run(_look_up(broker, names, readings))
     if len(ids) > 1:
         if json_output:
             terminal.print_json({"generations": ids})
@@ -76,10 +78,11 @@ def why(handle: str, *, json_output: bool) -> None:
             f"{names.decisions} holds no decision of {handle}: it is not decided yet, retention has deleted it, "
             "or it belongs to another lane",
         )
+    override = asyncio.run(overrides.of_generation(broker, names.overrides, ids[0]))
     if json_output:
-        terminal.print_json(explain(ids[0], found))
+        terminal.print_json(explain(ids[0], found, override))
     else:
-        draw(terminal.console(), ids[0], found)
+        draw(terminal.console(), ids[0], found, override)
 
 
 async def _look_up(broker: Broker, names: TopicNames, readings: Sequence[Handle]) -> tuple[list[str], list[Found]]:
@@ -163,12 +166,14 @@ def replay(generation_id: str, bundles: Sequence[Path], *, json_output: bool) ->
     sys.exit(0 if all(one.same for one in remade) else 1)
 
 
-def draw(console: Console, generation_id: str, found: Sequence[Found]) -> None:
+def draw(console: Console, generation_id: str, found: Sequence[Found], override: Override | None = None) -> None:
     """Print why: the outcome that counts first, then every decision, the latest last."""
     decisions = verdict.distinct(one.decision for one in found)
     counts = verdict.effective(decisions)
     if counts is None:
         return
+    if override is not None:
+        console.print(_override(override, decisions))
     console.print(_headline(generation_id, counts, decisions))
     if conflicts := verdict.conflicts(one.decision for one in found):
         attempts = ", ".join(str(attempt) for attempt, _ in conflicts)
@@ -177,6 +182,21 @@ def draw(console: Console, generation_id: str, found: Sequence[Found]) -> None:
         records = [one for one in found if one.decision.decision_id == decision.decision_id]
         console.print()
         console.print(_decision(decision, records))
+
+
+def _override(override: Override, decisions: Sequence[decision_pb2.Decision]) -> Text:
+    """What a person said, above what was decided."""
+    said = f"by {override.by}, {_time(override.made_unix_nano)} ({override.reason_code})"
+    outcome = verdict.outcome(decisions, override)
+    if not override.outcome or outcome is None:
+        return Text(f"an override was withdrawn {said}\n", "dim")
+    name = verdict.outcome_name(outcome)
+    text = Text.assemble((f" {name} ", OUTCOME_STYLE.get(name, "bold")), "  ")
+    if outcome == override.outcome:
+        return text.append(f"a person's word, {said}; what was decided:\n")
+    return text.append(
+        f"decided since {verdict.outcome_name(override.outcome)} was said {said}, which counts for what was seen then\n"
+    )
 
 
 def _headline(generation_id: str, counts: decision_pb2.Decision, decisions: Sequence[decision_pb2.Decision]) -> Text:

@@ -51,6 +51,11 @@ def dead_letter_id(room: str, topic: str, partition: int, offset: int) -> str:
     return _digest(f"dead_letter\x1f{room}\x1f{topic}\x1f{partition}\x1f{offset}")
 
 
+def override_id(generation_id: str, by: str, made_unix_nano: int, outcome: int) -> str:
+    """The id of what a person said of a generation at one time, 32 hex digits."""
+    return _digest(f"override\x1f{generation_id}\x1f{by}\x1f{made_unix_nano}\x1f{outcome}")
+
+
 def unkeyed_generation_id(topic: str, partition: int, offset: int) -> str:
     """The generation id of a record whose own id cannot be read: it names the coordinates."""
     return f"undecodable:{topic}:{partition}:{offset}"

@@ -9,6 +9,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 
 from seawall.api.decision.v1 import decision_pb2
+from seawall.api.override.v1 import override_pb2
 from seawall.core.errors import Fatal
 from seawall.local import verdict
 from seawall.local.waterfall import HOPS, total_nanos, waterfall
@@ -49,14 +50,19 @@ def _decode(record: Record) -> decision_pb2.Decision:
         raise Fatal("UNDECODABLE", f"{where} is not a Decision: is this lane shared with something else?") from error
 
 
-def explain(generation_id: str, found: Sequence[Found]) -> dict[str, Any]:
-    """What `seawall why --json` prints: plain data, times in milliseconds."""
+def explain(
+    generation_id: str, found: Sequence[Found], override: override_pb2.Override | None = None
+) -> dict[str, Any]:
+    """What `seawall why --json` prints: plain data, times in milliseconds. ``rule_id`` is of what was decided."""
     decisions = verdict.distinct(one.decision for one in found)
     counts = verdict.effective(decisions)
+    outcome = verdict.outcome(decisions, override)
     return {
         "generation_id": generation_id,
-        "outcome": verdict.outcome_name(counts.outcome) if counts else None,
-        "settled": verdict.is_settled(decisions),
+        "outcome": verdict.outcome_name(outcome) if outcome is not None else None,
+        "decided": verdict.outcome_name(counts.outcome) if counts else None,
+        "override": MessageToDict(override, preserving_proto_field_name=True) if override is not None else None,
+        "settled": verdict.is_settled(decisions) or (override is not None and bool(override.outcome)),
         "rule_id": counts.rule_id if counts else None,
         "reason_code": counts.reason_code if counts else None,
         "policy": {"name": counts.policy_name, "digest": counts.policy_digest} if counts else None,

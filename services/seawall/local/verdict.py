@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from seawall.api.decision.v1 import decision_pb2
+from seawall.api.override.v1 import override_pb2
 
 Decision = decision_pb2.Decision
 
@@ -18,6 +19,20 @@ def distinct(decisions: Iterable[Decision]) -> list[Decision]:
 def effective(decisions: Collection[Decision]) -> Decision | None:
     """The decision that counts: the highest outcome, and of equals the latest attempt's. None if there is none."""
     return max(decisions, key=lambda one: (one.outcome, one.attempt, one.decided_unix_nano), default=None)
+
+
+def outcome(
+    decisions: Collection[Decision], override: override_pb2.Override | None
+) -> decision_pb2.Outcome.ValueType | None:
+    """What counts: a person's word for all that the person had seen, and the highest of what was decided without it.
+
+    None if nothing is decided.
+    """
+    if override is None or not override.outcome:
+        counts = effective(decisions)
+        return counts.outcome if counts else None
+    unseen = (one.outcome for one in decisions if one.decision_id not in override.decision_ids)
+    return max([override.outcome, *unseen])
 
 
 def is_settled(decisions: Collection[Decision]) -> bool:

@@ -30,7 +30,9 @@ from seawall.api.signal.v1 import signal_pb2
 from seawall.core.clock import Clock, SystemClock
 from seawall.core.errors import Fatal, Poison, Retryable, SeawallError
 from seawall.core.validate import generation_id_of, parse_generation
+from seawall.relay import lifecycle
 from seawall.relay.dead_letters import DeadLetters, Fuse
+from seawall.relay.lifecycle import StreamEngine
 from seawall.relay.offsets import OffsetTracker
 from seawall.relay.settings import EngineSettings
 from seawall.relay.signals import SignalWriter
@@ -44,19 +46,11 @@ _NANOS = 1_000_000_000
 _MOST_DEATHS = 2
 
 
-class Observer(Protocol):
-    """What the engine tells the outside; telemetry and the readiness file hang here. Must not block or raise."""
+class Observer(lifecycle.Observer, Protocol):
+    """What the relay tells the outside; telemetry and the readiness file hang here."""
 
     def batch(self, records: Sequence[Record]) -> BatchSpan:
         """A batch goes into its RPC; the span is ended with it."""
-        ...
-
-    def event(self, name: str, **fields: Any) -> None:
-        """Something an operator may ask about: a retry, a diversion, a refused commit."""
-        ...
-
-    def ready(self, ready: bool) -> None:
-        """The engine carries records, or has stopped doing so."""
         ...
 
 
@@ -93,7 +87,7 @@ class _Partition:
     committed: int | None = None
 
 
-class Engine:
+class Engine(StreamEngine):
     """Runs one stage's relay until it is told to stop.
 
     Args:
@@ -118,62 +112,37 @@ class Engine:
         clock: Clock | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(
+            consumer=broker.consumer(group, [generations_topic], instance=member, listener=self),
+            producer=broker.producer(),
+            retry_seconds=settings.retry_seconds,
+            max_retry_seconds=settings.max_retry_seconds,
+            revoke_seconds=settings.revoke_seconds,
+        )
+        self._observer: Observer = observer
         self._stage = stage
         self._topic = generations_topic
         self._call = call
         self._dead_letters = dead_letters
         self._settings = settings
-        self._observer = observer
         self._clock = clock or SystemClock()
         self._monotonic = monotonic
         self._writer = SignalWriter(stage=stage.name, topic=signals_topic, instance=instance)
-        self._consumer = broker.consumer(group, [generations_topic], instance=member, listener=self)
-        self._producer = broker.producer()
         self._fuse = Fuse(window=settings.fuse_window, minimum=settings.fuse_minimum, share=settings.fuse_share)
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._pending: deque[Work] = deque()
         self._in_flight = 0
         self._rpcs = 0
-        self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
-        self._stopping = asyncio.Event()
-        self._fatal: SeawallError | None = None
-        #: Sends that the broker has refused and that are tried again.
-        self._blocked = 0
         self._next_commit = 0.0
         self.stats = Stats()
 
     # ---- life --------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Carry records until ``stop`` is called, then finish what is in flight and commit.
-
-        Raises:
-            Fatal: a stage that must not go on, once it has been told to stop (until then it stands still, not ready).
-        """
-        await self._producer.start()
-        await self._consumer.start()
-        try:
-            while not self._stopping.is_set():
-                if self._fatal is not None:
-                    await self._stand_still(self._fatal)
-                    break
-                await self._turn()
-            await self._finish()
-        finally:
-            self._observer.ready(False)
-            for task in list(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._consumer.stop()
-            await self._producer.stop()
-        if self._fatal is not None:
-            raise self._fatal
-
     def stop(self) -> None:
         """Ask ``run`` to end. Safe in a signal handler of the loop."""
-        self._stopping.set()
+        super().stop()
         self._room.set()
 
     async def _turn(self) -> None:
@@ -220,34 +189,11 @@ class Engine:
         # paused for ever.
         self._consumer.resume(assigned)
 
-    async def _stand_still(self, fatal: SeawallError) -> None:
-        """Not ready, still alive, nothing moves: a person has to look."""
-        self._observer.ready(False)
-        while not self._stopping.is_set():
-            self._observer.event("halted", reason=fatal.reason, detail=fatal.detail)
-            self._consumer.pause(self._consumer.assignment())
-            try:
-                await self._consumer.poll(max_records=1, timeout=0)
-            except Retryable as error:
-                self._observer.event("poll_failed", reason=error.reason)
-            await self._pause(10.0)
-
     async def _finish(self) -> None:
         if self._linger is not None:
             self._linger.cancel()
         self._pending.clear()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._settings.revoke_seconds)
-        await self._commit(list(self._partitions))
-
-    def _tell_ready(self) -> None:
-        self._observer.ready(bool(self._partitions) and not self._blocked and self._fatal is None)
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stopping.wait(), timeout=seconds)
-        except TimeoutError:
-            return
+        await super()._finish()
 
     # ---- accept, batch -----------------------------------------------------------------------------------------
 
@@ -292,27 +238,8 @@ class Engine:
             self._rpcs += 1
             self._spawn(self._carry(batch))
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-
-    def _reap(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # A fault of ours, not of a record: stop rather than lose count of what is in flight.
-            self._halt(
-                error
-                if isinstance(error, Fatal)
-                else Fatal("INTERNAL", f"the relay failed ({type(error).__name__}): see the log, then restart it")
-            )
-            if not isinstance(error, SeawallError):
-                self._observer.event("crashed", error=error)
-
     def _halt(self, error: SeawallError) -> None:
-        if self._fatal is None:
-            self._fatal = error
-        self._observer.ready(False)
+        super()._halt(error)
         self._room.set()
 
     # ---- call, match, produce ----------------------------------------------------------------------------------
@@ -459,26 +386,6 @@ class Engine:
         self._in_flight -= len(batch)
         self._room.set()
 
-    async def _send(self, outputs: Sequence[Output]) -> None:
-        """Send until the broker has acknowledged: while it is away nothing moves, and nothing is lost."""
-        delay = self._settings.retry_seconds
-        blocked = False
-        try:
-            while True:
-                try:
-                    await self._producer.send(outputs)
-                    return
-                except Retryable as error:
-                    # Until it is acknowledged: the next try may take as long as the delivery deadline.
-                    self._blocked += not blocked
-                    blocked = True
-                    self._tell_ready()
-                    self._observer.event("produce_failed", reason=error.reason, records=len(outputs))
-                    await asyncio.sleep(delay)
-                    delay = min(delay * 2, self._settings.max_retry_seconds)
-        finally:
-            self._blocked -= blocked
-
     def _done(self, work: Work) -> None:
         work.tracker.done(work.record.offset)
         self._in_flight -= 1
@@ -548,8 +455,7 @@ class Engine:
             else:
                 kept.append(work)
         self._pending = kept
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._settings.revoke_seconds)
+        await self._tasks_end()
         await self._commit(going)
         for partition in going:
             self._partitions.pop(partition, None)

@@ -26,6 +26,7 @@ DECISION_MAX_BYTES: Final = 2 * _MIB
 DEAD_LETTER_MAX_BYTES: Final = DECISION_MAX_BYTES + 64 * 1024
 BANK_ENTRY_MAX_BYTES: Final = 64 * 1024
 ACTOR_MAX_BYTES: Final = 64 * 1024
+OVERRIDE_MAX_BYTES: Final = 64 * 1024
 
 _LOG_TIME: Final = {"message.timestamp.type": "LogAppendTime"}
 
@@ -68,13 +69,19 @@ class TopicNames:
         return f"{self.prefix}actor_standing.v1"
 
     @property
+    def overrides(self) -> str:
+        """A person's word over what was decided, compacted."""
+        return f"{self.prefix}overrides.v1"
+
+    @property
     def co_partitioned(self) -> tuple[str, ...]:
         """Topics whose partition n belongs together."""
         return (self.generations, self.signals, self.decisions)
 
     @property
     def all(self) -> tuple[str, ...]:
-        return (*self.co_partitioned, self.dead_letters, self.bank_entries, self.actor_events, self.actor_standing)
+        own = (self.dead_letters, self.bank_entries, self.actor_events, self.actor_standing, self.overrides)
+        return (*self.co_partitioned, *own)
 
 
 class TopicSettings(Group):
@@ -125,6 +132,7 @@ def plan(names: TopicNames, settings: TopicSettings | None = None) -> list[Topic
         TopicSpec(names.bank_entries, max(1, partitions // 4), _compacted(BANK_ENTRY_MAX_BYTES)),
         TopicSpec(names.actor_events, partitions, _config(ACTOR_MAX_BYTES, days=7)),
         TopicSpec(names.actor_standing, max(1, partitions // 4), _compacted(ACTOR_MAX_BYTES)),
+        TopicSpec(names.overrides, max(1, partitions // 4), _compacted(OVERRIDE_MAX_BYTES)),
     ]
     if settings.in_sync is None:
         return specs

@@ -140,18 +140,21 @@ def from_file(path: Path, batch: int = 20_000) -> Iterator[list[ReplayRecord]]:
 
 def _batches(stream: BinaryIO, path: Path, size: int) -> Iterator[list[ReplayRecord]]:
     records: list[ReplayRecord] = []
+    unpack, head = _FRAME.unpack_from, _FRAME.size
     data, at = b"", 0
     while more := stream.read(_CHUNK):
         data, at = data[at:] + more, 0
-        while at + _FRAME.size <= len(data):
-            kind, partition, offset, timestamp, length = _FRAME.unpack_from(data, at)
-            if kind not in (GENERATION, SIGNAL) or length > _MAX_VALUE:
+        last = len(data) - head
+        while at <= last:
+            kind, partition, offset, timestamp, length = unpack(data, at)
+            if kind > SIGNAL or length > _MAX_VALUE:
                 raise Fatal("BAD_EXPORT", f"{path}: holds a frame that this version does not know: export it again")
-            begin = at + _FRAME.size
-            if begin + length > len(data):
+            begin = at + head
+            end = begin + length
+            if end > len(data):
                 break
-            at = begin + length
-            records.append(ReplayRecord(kind, partition, offset, timestamp, data[begin:at]))
+            records.append(ReplayRecord(kind, partition, offset, timestamp, data[begin:end]))
+            at = end
         if len(records) >= size:
             yield records
             records = []

@@ -6,7 +6,7 @@ and what they say of an attempt is put together when the second has spoken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from seawall.aggregator.replay.records import GENERATION, ReplayRecord
 from seawall.aggregator.replay.tally import Said, Tally
@@ -29,11 +29,12 @@ class Replay:
     def __init__(self, base: Policy, candidate: Policy | None = None, *, samples: int = 5) -> None:
         self._policies = [base] if candidate is None else [base, candidate]
         together = candidate is None or base.same_stages(candidate)
-        #: Each join, with the numbers of the bundles that it serves.
+        #: Each side has its own joins; the numbers of the bundles that they serve.
         self._sides = [tuple(range(len(self._policies)))] if together else [(0,), (1,)]
-        self._joins: list[dict[int, Join]] = [{} for _ in self._sides]
-        #: By partition: where its generations begin, and the signals that were read before that was known.
+        #: By partition, once it is known where its generations begin: a join for each side.
+        self._joins: dict[int, list[Join]] = {}
         self._begins: dict[int, int] = {}
+        #: By partition: the signals that were read before that.
         self._held: dict[int, list[tuple[bytes, Position]]] = {}
         self._waiting: dict[tuple[str, int], tuple[int, Said]] = {}
         self.tally = Tally([f"{policy.name} {policy.version}" for policy in self._policies], samples)
@@ -43,71 +44,69 @@ class Replay:
 
     def feed(self, records: Iterable[ReplayRecord]) -> None:
         """Take records, those of a partition in log order."""
-        for record in records:
-            kind, partition, offset, timestamp, value = record
+        for kind, partition, offset, timestamp, value in records:
+            position = Position("", partition, offset, timestamp * _MILLIS)
+            joins = self._joins.get(partition)
             if kind == GENERATION:
                 self.generations += 1
-                if partition not in self._begins:
-                    self._begin(partition, offset)
-                self._generation(value, Position("", partition, offset, timestamp * _MILLIS))
+                self._generation(self._begin(partition, offset) if joins is None else joins, value, position)
             else:
                 self.signals += 1
-                position = Position("", partition, offset, timestamp * _MILLIS)
-                if partition in self._begins:
-                    self._signal(value, position)
-                else:
+                if joins is None:
                     self._held.setdefault(partition, []).append((value, position))
-        for joins in self._joins:
-            for join in joins.values():
+                else:
+                    self._signal(joins, value, position)
+        for joins in self._joins.values():
+            for join in joins:
                 join.signal_watermark()  # lets the join forget what is settled
 
     def finish(self) -> Tally:
         """What it came to; generations that were still open are counted as such."""
-        self.tally.open = sum(join.open_count for joins in self._joins for join in joins.values()) // len(self._sides)
+        self.tally.open = sum(join.open_count for joins in self._joins.values() for join in joins) // len(self._sides)
         return self.tally
 
-    def _begin(self, partition: int, offset: int) -> None:
+    def _begin(self, partition: int, offset: int) -> list[Join]:
         """A stretch begins somewhere: what signals say of generations before that is not counted."""
         self._begins[partition] = offset
-        for joins, numbers in zip(self._joins, self._sides, strict=True):
-            policy = self._policies[numbers[0]]
-            joins[partition] = Join(policy.required, next_generation=offset, next_signal=0, remember=_REMEMBER)
+        required = [self._policies[numbers[0]].required for numbers in self._sides]
+        joins = [Join(one, next_generation=offset, next_signal=0, remember=_REMEMBER) for one in required]
+        self._joins[partition] = joins
         for value, position in self._held.pop(partition, []):
-            self._signal(value, position)
+            self._signal(joins, value, position)
+        return joins
 
-    def _generation(self, value: bytes, position: Position) -> None:
+    def _generation(self, joins: Sequence[Join], value: bytes, position: Position) -> None:
         try:
             generation = parse_generation(value)
         except Poison:
             self.malformed += 1
-            for side, joins in enumerate(self._joins):
-                join = joins[position.partition]
-                self._follow(side, join.on_malformed(position) or ())
+            for side, join in enumerate(joins):
+                self._follow(side, join, join.on_malformed(position) or ())
                 join.settle(position.offset)
             return
-        for side, joins in enumerate(self._joins):
-            self._follow(side, joins[position.partition].on_generation(generation, position))
+        for side, join in enumerate(joins):
+            if events := join.on_generation(generation, position):
+                self._follow(side, join, events)
 
-    def _signal(self, value: bytes, position: Position) -> None:
+    def _signal(self, joins: Sequence[Join], value: bytes, position: Position) -> None:
         try:
             body = parse_join_record(value, position.partition)
         except Poison:
             self.malformed += 1
             return
-        for side, joins in enumerate(self._joins):
-            join = joins[position.partition]
+        for side, join in enumerate(joins):
             if isinstance(body, signal_pb2.Signal):
                 events = join.on_signal(body, position)
             else:
                 events = join.on_deadline(body, position)
             if events:
-                self._follow(side, events)
+                self._follow(side, join, events)
 
-    def _follow(self, side: int, events: Iterable[Event]) -> None:
+    def _follow(self, side: int, join: Join, events: Iterable[Event]) -> None:
         for event in events:
             if isinstance(event, Completed):
                 joined = event.joined
-                self._joins[side][joined.position.partition].settle(joined.position.offset)
+                join.settle(joined.position.offset)
                 signals = [joined.signals[stage].signal for stage in sorted(joined.signals)]
                 missing = joined.missing
                 said = []
@@ -116,7 +115,7 @@ class Replay:
                     said.append(Said(verdict.outcome, verdict.rule_id))
                 self._tell(side, joined.generation, said)
             elif isinstance(event, LateSignal):
-                self._late(side, event)
+                self._late(side, join, event)
 
     def _tell(self, side: int, generation: generation_pb2.Generation, said: list[Said]) -> None:
         if len(said) == len(self._policies):
@@ -129,9 +128,9 @@ class Replay:
         else:
             self.tally.add(generation.generation_id, [said[0], other[1]] if side == 0 else [other[1], said[0]])
 
-    def _late(self, side: int, event: LateSignal) -> None:
+    def _late(self, side: int, join: Join, event: LateSignal) -> None:
         signal, position, _ = event.read
-        self._joins[side][position.partition].settle_signal(position.offset)
+        join.settle_signal(position.offset)
         if signal.generation_record.offset < self._begins[position.partition]:
             return
         stub = known_of(signal)

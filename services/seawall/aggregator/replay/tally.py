@@ -47,9 +47,9 @@ class Tally:
     def add(self, generation_id: str, said: Sequence[Said]) -> None:
         """One attempt, and what each bundle said of it."""
         self.total += 1
-        for counter, one in zip(self.by_rule, said, strict=True):
-            counter[one] += 1
+        self.by_rule[0][said[0]] += 1
         if len(said) == 2:
+            self.by_rule[1][said[1]] += 1
             move = (said[0], said[1])
             self.moves[move] += 1
             if said[0] != said[1]:

@@ -43,7 +43,8 @@ class Glance:
         for signal in signals:
             stage = signal.stage
             names = wanted.get(stage)
-            for item in signal.items:
+            # Slices are lists, and quicker to walk than what they are of.
+            for item in signal.items[:]:
                 status = item.status
                 nexus.add(item.nexus)
                 if matches := item.matches:
@@ -53,7 +54,7 @@ class Glance:
                     self.held_matches.extend(held)
                 if status == _OK:
                     if names:
-                        for label in item.labels:
+                        for label in item.labels[:]:
                             found = names.get(label.label)
                             if found is not None:
                                 name, watched = found
