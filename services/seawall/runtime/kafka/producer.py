@@ -241,7 +241,7 @@ class KafkaProducer:
     def _small(self, entries: Sequence[_Entry], call: _Call) -> Sequence[_Entry]:
         """Those that a request may hold; the others are refused."""
         most = self._settings.max_request_bytes
-        fitting = []
+        fitting: list[_Entry] = []
         for entry in entries:
             (fitting if _bytes_of((entry[1],)) <= most else call.refused).append(entry)
         return fitting
