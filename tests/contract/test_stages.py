@@ -103,10 +103,8 @@ def test_items_are_those_of_the_examples_and_numbered_as_asked(case: Case) -> No
     for example in case.examples:
         items = case.stage.items(example.generation)
         assert [item.item_id for item in items] == list(example.statuses), example.name
-        request = case.stage.request_type()
-        for first in (0, len(items)):
-            case.stage.add(request, example.generation, first)
-        assert [message.id for message in request.items] == list(range(2 * len(items))), example.name
+        messages = [one for first in (0, len(items)) for one in sent(case.stage, example.generation, first)]
+        assert [message.id for message in messages] == list(range(2 * len(items))), example.name
     promised = {status for example in case.examples for status in example.statuses.values()}
     assert promised >= {OK, signal_pb2.ITEM_STATUS_UNSCANNABLE, signal_pb2.ITEM_STATUS_ERROR}
 

@@ -58,7 +58,8 @@ _OF_A_PICTURE = generation_pb2.SealedText(key_id=PICTURES)
 def sent(stage: Stage, generation: generation_pb2.Generation, number: int = 0) -> list[Any]:
     """The items that a stage's request has for a generation, with ids from ``number``."""
     request = stage.request_type()
-    stage.add(request, generation, number)
+    if stage.items(generation):
+        stage.add(request, generation, number)
     return list(request.items)
 
 

@@ -57,7 +57,7 @@ class Stage(Protocol):
         ...
 
     def add(self, request: Any, generation: generation_pb2.Generation, number: int) -> None:
-        """Add the generation's items to a request, all that ``items`` names and in its order, with ids from ``number``.
+        """Add to a request what ``items`` names, in its order, with ids from ``number``; called if that is anything.
 
         Into the request itself: an item that is made first and copied then costs three times as much.
         """
