@@ -26,7 +26,7 @@ from seawall.runtime.kafka import KafkaBroker
 from seawall.runtime.settings import KafkaSettings
 from tests.bench.harness import Report, child, cpu_seconds, create_topics, kafka, say, until
 
-EVENTS = 120_000
+EVENTS = 240_000
 PARTITIONS = 4
 BATCH = 64
 _ECHO = "/seawall.bench.Echo/Echo"

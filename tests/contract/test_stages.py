@@ -25,6 +25,7 @@ from seawall.relay.stage import Stage, StageReply
 from seawall.runtime.rpc_client import StageClient
 from seawall.runtime.settings import RpcClientSettings
 from tests.contract.conftest import STOP_SECONDS, Case, Service, running
+from tests.support.stages import sent
 
 #: Installs the models the first time on a machine.
 pytestmark = pytest.mark.timeout(600)
@@ -66,9 +67,11 @@ def results(reply: StageReply) -> list[signal_pb2.ItemResult]:
 def measured(case: Case) -> list[tuple[str, Message, int]]:
     """Every item of every example: a name, the request's item, the status it is promised."""
     return [
-        (f"{example.name}: {item.item_id}", item.message, example.statuses[item.item_id])
+        (f"{example.name}: {item.item_id}", message, example.statuses[item.item_id])
         for example in case.examples
-        for item in case.stage.items(example.generation)
+        for item, message in zip(
+            case.stage.items(example.generation), sent(case.stage, example.generation), strict=True
+        )
     ]
 
 
@@ -96,13 +99,12 @@ def test_names_and_types_are_those_of_the_descriptor(case: Case) -> None:
     assert {"service_instance", "inference_start_unix_nano", "inference_end_unix_nano"} <= set(replies)
 
 
-def test_items_are_those_of_the_examples_and_without_an_id(case: Case) -> None:
+def test_items_are_those_of_the_examples_and_numbered_as_asked(case: Case) -> None:
     for example in case.examples:
         items = case.stage.items(example.generation)
         assert [item.item_id for item in items] == list(example.statuses), example.name
-        for item in items:
-            assert isinstance(item.message, case.stage.request_type().items.add().__class__)
-            assert not item.message.id
+        messages = [one for first in (0, len(items)) for one in sent(case.stage, example.generation, first)]
+        assert [message.id for message in messages] == list(range(2 * len(items))), example.name
     promised = {status for example in case.examples for status in example.statuses.values()}
     assert promised >= {OK, signal_pb2.ITEM_STATUS_UNSCANNABLE, signal_pb2.ITEM_STATUS_ERROR}
 
@@ -123,7 +125,7 @@ def test_items_carry_their_id_and_nexus(case: Case) -> None:
         generation.modality = generation_pb2.MODALITY_DATASET
         assert [item.nexus for item in case.stage.items(generation)] == [training]
     else:
-        assert [item.message.content.uri for item in case.stage.items(generation)] == [  # type: ignore[attr-defined]
+        assert [message.content.uri for message in sent(case.stage, generation)] == [
             f"file:///{item_id}" for item_id, _ in media
         ]
 
@@ -223,7 +225,7 @@ async def test_it_is_healthy_and_reflection_lists_it(case: Case, service: Servic
 
 async def test_sigterm_answers_what_is_in_flight_and_no_content_was_logged(case: Case) -> None:
     stage = case.stage
-    laborious = [item.message for generation in case.laborious for item in stage.items(generation)]
+    laborious = [message for generation in case.laborious for message in sent(stage, generation)]
     # One batch at a time: that a second one is refused proves that the first is being worked on.
     with running(case, SEAWALL_RPC_SERVER__MAX_CONCURRENT_RPCS="1") as service:
         async with calling(stage, service) as client:

@@ -32,6 +32,7 @@ from seawall.runtime.decoding import DecodingSettings
 from seawall.runtime.settings import ContentSettings
 from tests.support import model_packs, videos
 from tests.support.model_packs import animated, encoded, plain, write_version
+from tests.support.stages import sent
 
 OK, UNSCANNABLE, ERROR = (
     signal_pb2.ITEM_STATUS_OK,
@@ -210,14 +211,13 @@ def test_the_stages_examples_get_their_statuses(room: Room) -> None:
     for example in examples:
         items = stage.STAGE.items(example.generation)
         assert [item.item_id for item in items] == list(example.statuses)
-        for item in items:
-            assert isinstance(item.message, classification_pb2.ClassifyItem)
+        for item, message in zip(items, sent(stage.STAGE, example.generation), strict=True):
             wanted = example.statuses[item.item_id]
             if wanted == ERROR:
                 with pytest.raises(Poison):
-                    room.scorer.score(item.message)
+                    room.scorer.score(message)
             else:
-                assert room.scorer.score(item.message).status == wanted
+                assert room.scorer.score(message).status == wanted
     assert {status for example in examples for status in example.statuses.values()} == {OK, UNSCANNABLE, ERROR}
 
 

@@ -33,6 +33,7 @@ from tests.support.bank_entries import card as bank_card
 from tests.support.bank_entries import entry as bank_entry
 from tests.support.bank_entries import flipped, wait_for
 from tests.support.hashing_room import LISTED, SIZE, UNLISTED, Room, card, original
+from tests.support.stages import sent
 
 OK, UNSCANNABLE, ERROR = (
     signal_pb2.ITEM_STATUS_OK,
@@ -306,13 +307,12 @@ def test_the_stages_examples_get_their_statuses(room: Room) -> None:
     for example in stage.examples(ContentStore(room.settings.content)):
         items = stage.STAGE.items(example.generation)
         assert [item.item_id for item in items] == list(example.statuses)
-        for item in items:
-            assert isinstance(item.message, perceptual_hashing_pb2.HashItem)
+        for item, message in zip(items, sent(stage.STAGE, example.generation), strict=True):
             if example.statuses[item.item_id] == ERROR:
                 with pytest.raises(Poison):
-                    room.scorer.score(item.message)
+                    room.scorer.score(message)
             else:
-                assert room.scorer.score(item.message).status == example.statuses[item.item_id]
+                assert room.scorer.score(message).status == example.statuses[item.item_id]
 
 
 def test_a_generation_of_text_has_nothing_to_hash() -> None:

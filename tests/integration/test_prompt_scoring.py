@@ -215,10 +215,8 @@ def test_the_service_scores_a_batch_and_logs_no_prompt(home: Path, sealer: Seale
     for number, (made, status) in enumerate(
         [*((e.generation, e.statuses.get("prompt")) for e in known), (generation, signal_pb2.ITEM_STATUS_OK)]
     ):
-        for sent in STAGE.items(made):
-            assert status is not None
-            sent.message.id = number  # type: ignore[attr-defined]
-            request.items.append(sent.message)  # type: ignore[arg-type]
+        if status is not None:
+            STAGE.add(request, made, number)
             expected[number] = status
     with service(home, port_file) as process:
         with grpc.insecure_channel(f"127.0.0.1:{wait_for_port(process, port_file, told)}") as channel:

@@ -28,7 +28,7 @@ from seawall.api.generation.v1 import generation_pb2
 from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.relay.settings import RelaySettings
-from seawall.relay.stage import StageItem
+from seawall.relay.stage import Stage, StageItem
 from seawall.runtime.settings import RpcServerSettings
 
 WORDS, PICTURES = "words", "pictures"
@@ -55,6 +55,14 @@ def _note(name: str) -> None:
 _OF_A_PICTURE = generation_pb2.SealedText(key_id=PICTURES)
 
 
+def sent(stage: Stage, generation: generation_pb2.Generation, number: int = 0) -> list[Any]:
+    """The items that a stage's request has for a generation, with ids from ``number``."""
+    request = stage.request_type()
+    if stage.items(generation):
+        stage.add(request, generation, number)
+    return list(request.items)
+
+
 class TestStage:
     """One item for the prompt, or one for each media item; the scorer sees the generation's id alone."""
 
@@ -67,16 +75,17 @@ class TestStage:
         self.name = name
 
     def items(self, generation: generation_pb2.Generation) -> Sequence[StageItem]:
-        message = prompt_scoring_pb2.PromptItem
         if self.name == WORDS:
-            if not generation.HasField("prompt"):
-                return ()
-            item = message(generation_id=generation.generation_id)
-            return (StageItem("prompt", generation_pb2.NEXUS_ATTEMPT, item),)
-        return [
-            StageItem(media.item_id, media.nexus, message(generation_id=generation.generation_id, prompt=_OF_A_PICTURE))
-            for media in generation.media
-        ]
+            has_prompt = generation.HasField("prompt")
+            return [StageItem("prompt", generation_pb2.NEXUS_ATTEMPT)] if has_prompt else []
+        return [StageItem(media.item_id, media.nexus) for media in generation.media]
+
+    def add(
+        self, request: prompt_scoring_pb2.ScorePromptsRequest, generation: generation_pb2.Generation, number: int
+    ) -> None:
+        of_what = None if self.name == WORDS else _OF_A_PICTURE
+        for position in range(number, number + len(self.items(generation))):
+            request.items.add(id=position, generation_id=generation.generation_id, prompt=of_what)
 
 
 def order_of(generation_id: str) -> str:

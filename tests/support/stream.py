@@ -51,8 +51,10 @@ class PromptStage:
     def items(self, generation: generation_pb2.Generation) -> Sequence[StageItem]:
         if not generation.HasField("prompt"):
             return []
-        message = prompt_scoring_pb2.PromptItem(generation_id=generation.generation_id, prompt=generation.prompt)
-        return [StageItem("prompt", generation_pb2.NEXUS_ATTEMPT, message)]
+        return [StageItem("prompt", generation_pb2.NEXUS_ATTEMPT)]
+
+    def add(self, request: Request, generation: generation_pb2.Generation, number: int) -> None:
+        request.items.add(id=number, generation_id=generation.generation_id, prompt=generation.prompt)
 
 
 def answer(request: Request, score: float = 0.1) -> Reply:

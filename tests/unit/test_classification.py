@@ -23,6 +23,7 @@ from seawall.core.errors import Fatal, Poison
 from seawall.runtime import model_pack
 from seawall.runtime.model_card import ImageInput, Label
 from tests.support import model_packs
+from tests.support.stages import sent
 
 OPENNSFW = {
     "layout": "NHWC",
@@ -234,8 +235,9 @@ def test_every_media_item_is_classified_and_text_is_not() -> None:
         generation.media.add(item_id=name, nexus=nexus, content=generation_pb2.ContentRef(uri=f"file:///m/{name}"))
     items = STAGE.items(generation)
     assert [(item.item_id, item.nexus) for item in items] == [(m.item_id, m.nexus) for m in generation.media]
-    assert [item.message for item in items] == [
-        classification_pb2.ClassifyItem(content=media.content, generation_id="g") for media in generation.media
+    assert sent(STAGE, generation, 7) == [
+        classification_pb2.ClassifyItem(id=number, content=media.content, generation_id="g")
+        for number, media in enumerate(generation.media, 7)
     ]
     service = classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"]
     assert STAGE.method == f"/{service.full_name}/{service.methods[0].name}"

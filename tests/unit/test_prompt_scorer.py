@@ -33,6 +33,7 @@ from seawall.prompt_scoring.settings import PackSettings, PromptScoringSettings
 from seawall.prompt_scoring.stage import STAGE, examples
 from seawall.runtime import model_pack
 from seawall.runtime.sealing import Sealer
+from tests.support.stages import sent
 
 OK, ERROR, UNSCANNABLE, SKIPPED = (
     signal_pb2.ITEM_STATUS_OK,
@@ -671,11 +672,10 @@ def test_the_stage_sends_what_is_there_and_only_that(sealer: Sealer) -> None:
     generation = generation_pb2.Generation(generation_id="gen-1", modality=generation_pb2.MODALITY_IMAGE)
     assert STAGE.items(generation) == ()
     generation.negative_prompt.CopyFrom(sealer.seal("blurry", "gen-1", "negative_prompt"))
-    (sent,) = STAGE.items(generation)
-    assert (sent.item_id, sent.nexus) == ("prompt", generation_pb2.NEXUS_ATTEMPT)
-    assert sent.message == prompt_scoring_pb2.PromptItem(
-        generation_id="gen-1", negative_prompt=generation.negative_prompt
-    )
+    assert STAGE.items(generation) == (("prompt", generation_pb2.NEXUS_ATTEMPT),)
+    assert sent(STAGE, generation, 3) == [
+        prompt_scoring_pb2.PromptItem(id=3, generation_id="gen-1", negative_prompt=generation.negative_prompt)
+    ]
     generation.modality = generation_pb2.MODALITY_DATASET
     assert STAGE.items(generation)[0].nexus == generation_pb2.NEXUS_TRAINING_DATA
 
@@ -683,9 +683,10 @@ def test_the_stage_sends_what_is_there_and_only_that(sealer: Sealer) -> None:
 def test_the_stages_examples_are_what_the_service_answers(prompts: PromptScorer, sealer: Sealer) -> None:
     for example in examples(sealer):
         statuses: dict[str, int] = {}
-        for sent in STAGE.items(example.generation):
+        messages = sent(STAGE, example.generation)
+        for item, message in zip(STAGE.items(example.generation), messages, strict=True):
             try:
-                statuses[sent.item_id] = prompts.score(sent.message).status  # type: ignore[arg-type]
+                statuses[item.item_id] = prompts.score(message).status
             except Poison:
-                statuses[sent.item_id] = ERROR
+                statuses[item.item_id] = ERROR
         assert statuses == example.statuses, example.name

@@ -79,7 +79,7 @@ def test_a_signal_of_parts_is_the_whole(padding: int, offset: int) -> None:
     answered.inference_start_unix_nano, answered.inference_end_unix_nano = 30, 40
     writer = SignalWriter(stage=PROMPT, topic=SIGNALS, instance="relay-0")
     g = generation()
-    item = StageItem("prompt", generation_pb2.NEXUS_ATTEMPT, prompt_scoring_pb2.PromptItem())
+    item = StageItem("prompt", generation_pb2.NEXUS_ATTEMPT)
     record = FakeRecord(offset=offset)
     work = Work(record, OffsetTracker(), g, [item], received=5, budget_end=0.0, attempts=1)
     (output,) = writer.scored(answered, [work], batched=10, sent=20, produced=50)
@@ -117,7 +117,7 @@ def test_each_generation_of_a_batch_gets_its_own_items() -> None:
     writer = SignalWriter(stage=PROMPT, topic=SIGNALS, instance="relay-0")
 
     def work(generation_id: str, offset: int, *items: str) -> Work:
-        made = [StageItem(item, generation_pb2.NEXUS_MODEL_OUTPUT, prompt_scoring_pb2.PromptItem()) for item in items]
+        made = [StageItem(item, generation_pb2.NEXUS_MODEL_OUTPUT) for item in items]
         g = generation(generation_id)
         return Work(FakeRecord(offset=offset), OffsetTracker(), g, made, received=offset, budget_end=0.0, attempts=2)
 

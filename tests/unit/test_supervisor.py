@@ -14,7 +14,7 @@ import pytest
 
 from seawall.core.errors import Fatal
 from seawall.local import supervisor as module
-from seawall.local.supervisor import RoomSpec, State, Status, Supervisor, last_line, turn_over
+from seawall.local.supervisor import READY_NICENESS, RoomSpec, State, Status, Supervisor, last_line, turn_over
 
 READY = """
 import os, signal, sys, threading
@@ -87,6 +87,17 @@ async def test_a_killed_room_is_restarted_at_once(supervisor: Supervisor, seen: 
     await seen.until(lambda status: status.state is State.READY, count=2)
     assert supervisor.pids()["room"] != first
     assert supervisor.restarts == 1
+
+
+async def test_a_room_that_is_ready_gives_way_to_those_that_start(supervisor: Supervisor, tmp_path: Path) -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    thread = "threading.Thread(target=stop.wait, daemon=True).start()\nprint(os.nice(0)"
+    supervisor.start([room(READY.replace('print("ready"', thread))])
+    await supervisor.ready(timeout=30)
+    process = psutil.Process(supervisor.pids()["room"])
+    assert last_line(tmp_path / "logs" / "room.log") == str(ours)
+    threads = [os.getpriority(os.PRIO_PROCESS, one.id) for one in process.threads()]
+    assert threads == [min(ours + READY_NICENESS, 19)] * 2
 
 
 async def test_a_ready_file_of_an_earlier_life_is_not_believed(supervisor: Supervisor, tmp_path: Path) -> None:

@@ -23,14 +23,14 @@ class ClassificationStage:
 
     def items(self, generation: generation_pb2.Generation) -> Sequence[StageItem]:
         """Every media item, in order; none for a generation of text alone."""
-        return [
-            StageItem(
-                media.item_id,
-                media.nexus,
-                classification_pb2.ClassifyItem(content=media.content, generation_id=generation.generation_id),
-            )
-            for media in generation.media
-        ]
+        return [StageItem(media.item_id, media.nexus) for media in generation.media]
+
+    def add(
+        self, request: classification_pb2.ClassifyMediaRequest, generation: generation_pb2.Generation, number: int
+    ) -> None:
+        """Add every media item."""
+        for position, media in enumerate(generation.media, number):
+            request.items.add(id=position, content=media.content, generation_id=generation.generation_id)
 
 
 STAGE = ClassificationStage()

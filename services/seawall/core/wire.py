@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-_SMALL = [bytes((number,)) for number in range(0x80)]
+from functools import lru_cache
+
+_LAST = [bytes((number,)) for number in range(0x80)]
+_MORE = [bytes((number | 0x80,)) for number in range(0x80)]
 
 
 def varint(number: int) -> bytes:
     """The base-128 encoding of a number that is not negative."""
     if number < 0x80:
-        return _SMALL[number]
-    if number < 0x4000:
-        return bytes((number & 0x7F | 0x80, number >> 7))
-    if number < 0x200000:
-        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
-    return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14 & 0x7F | 0x80)) + varint(number >> 21)
+        return _LAST[number]
+    # Lengths and offsets come close together: what stands above their last seven bits is mostly known.
+    return _MORE[number & 0x7F] + _above(number >> 7)
+
+
+_above = lru_cache(maxsize=4096)(varint)
 
 
 def is_one_field(message: bytes, field: int) -> bool:

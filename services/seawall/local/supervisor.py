@@ -35,6 +35,9 @@ STEADY_SECONDS = 30.0
 #: Deaths in a row, never having been ready, after which a room is not started again: a person has to mend something.
 MAX_FAILED_STARTS = 2
 STOP_SECONDS = 15.0
+#: What a room gives way by, once it is ready: the cores are full when a room dies under load, and its next start is
+#: what everyone waits for.
+READY_NICENESS = 5
 MAX_LOG_BYTES = 16 * 1024 * 1024
 _READY_POLL_SECONDS = 0.03
 _READY_WATCH_SECONDS = 0.5
@@ -281,6 +284,7 @@ class Supervisor:
             if is_ready and room.state is State.STARTING:
                 ready_since = ready_since or time.monotonic()
                 room.was_ready = True
+                self._give_way(room.process.pid)
                 self._change(room, State.READY)
             elif not is_ready and room.state is State.READY:
                 self._change(room, State.STARTING, "not ready any more")
@@ -289,6 +293,13 @@ class Supervisor:
         for file in (room.ready_file, pid_file(self._run, room.spec.name)):
             file.unlink(missing_ok=True)
         return ready_since
+
+    @staticmethod
+    def _give_way(leader: int) -> None:
+        """Lower the priority of a room, with its threads and helpers; those to come inherit it."""
+        niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + READY_NICENESS, 19)
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PGRP, leader, niceness)
 
     def _give_up(self, room: _Room, ended: str) -> None:
         detail = f"{room.spec.name} {ended} before it was ready: {last_line(room.log)} (see {room.log})"

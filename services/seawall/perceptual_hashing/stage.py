@@ -23,10 +23,14 @@ class PerceptualHashingStage:
 
     def items(self, generation: generation_pb2.Generation) -> Sequence[StageItem]:
         """Every media item, in order; none for a generation of text alone."""
-        return [
-            StageItem(media.item_id, media.nexus, perceptual_hashing_pb2.HashItem(content=media.content))
-            for media in generation.media
-        ]
+        return [StageItem(media.item_id, media.nexus) for media in generation.media]
+
+    def add(
+        self, request: perceptual_hashing_pb2.HashMediaRequest, generation: generation_pb2.Generation, number: int
+    ) -> None:
+        """Add every media item."""
+        for position, media in enumerate(generation.media, number):
+            request.items.add(id=position, content=media.content)
 
 
 STAGE = PerceptualHashingStage()

@@ -10,6 +10,10 @@ from seawall.api.prompt_scoring.v1 import prompt_scoring_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.relay.stage import Example, StageItem
 
+#: Whatever text there is, it is measured as one.
+_ATTEMPT = (StageItem("prompt", generation_pb2.NEXUS_ATTEMPT),)
+_TRAINING = (StageItem("prompt", generation_pb2.NEXUS_TRAINING_DATA),)
+
 
 class PromptScoringStage:
     """Prompt, negative prompt and the turns before them as one item, "prompt"."""
@@ -21,22 +25,25 @@ class PromptScoringStage:
 
     def items(self, generation: generation_pb2.Generation) -> Sequence[StageItem]:
         """One item, or none for a generation without text."""
-        has_prompt, has_negative = generation.HasField("prompt"), generation.HasField("negative_prompt")
-        if not (has_prompt or has_negative):
+        if not (generation.HasField("prompt") or generation.HasField("negative_prompt")):
             return ()
-        # Field by field: a third cheaper than as keywords of the constructor, and every event passes here.
-        message = prompt_scoring_pb2.PromptItem()
-        message.generation_id = generation.generation_id
+        return _TRAINING if generation.modality == generation_pb2.MODALITY_DATASET else _ATTEMPT
+
+    def add(
+        self, request: prompt_scoring_pb2.ScorePromptsRequest, generation: generation_pb2.Generation, number: int
+    ) -> None:
+        """Add the one item."""
+        # Field by field: cheaper than as keywords, and every event passes here.
+        item = request.items.add()
+        item.id = number
+        item.generation_id = generation.generation_id
         # An absent text must stay absent: an empty SealedText does not open.
-        if has_prompt:
-            message.prompt.CopyFrom(generation.prompt)
-        if has_negative:
-            message.negative_prompt.CopyFrom(generation.negative_prompt)
+        if generation.HasField("prompt"):
+            item.prompt.CopyFrom(generation.prompt)
+        if generation.HasField("negative_prompt"):
+            item.negative_prompt.CopyFrom(generation.negative_prompt)
         if turns := generation.turns:
-            message.turns.extend(turns)
-        screened = generation.modality == generation_pb2.MODALITY_DATASET
-        nexus = generation_pb2.NEXUS_TRAINING_DATA if screened else generation_pb2.NEXUS_ATTEMPT
-        return (StageItem("prompt", nexus, message),)
+            item.turns.extend(turns)
 
 
 STAGE = PromptScoringStage()

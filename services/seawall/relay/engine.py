@@ -339,11 +339,11 @@ class Engine(StreamEngine):
         return batch
 
     def _request(self, batch: list[Work]) -> Any:
-        messages: list[Any] = [item.message for work in batch for item in work.items]
-        for number, message in enumerate(messages):
-            message.id = number
-        request = self._stage.request_type()
-        request.items.extend(messages)
+        request, add = self._stage.request_type(), self._stage.add
+        number = 0
+        for work in batch:
+            add(request, work.generation, number)
+            number += len(work.items)
         return request
 
     async def _emit(self, batch: list[Work], reply: StageReply, batched: int, sent: int) -> None:

@@ -114,10 +114,10 @@ class SignalWriter:
             coordinates = _COORDINATES % (varint(partition), varint(record.offset))
             own = _OWN % (
                 identity.signal_id(generation_id, attempt, stage).encode(),
-                _length(len(key)),
+                varint(len(key)),
                 key,
-                _length(attempt),
-                _length(work.attempts),
+                varint(attempt),
+                varint(work.attempts),
                 len(coordinates),
                 coordinates,
                 work.received.to_bytes(8, "little"),
@@ -131,10 +131,10 @@ class SignalWriter:
                     result = signal_pb2.ItemResult(status=signal_pb2.ITEM_STATUS_ERROR, reason=result)
                 said, head = result.SerializeToString(), _item_head(item.item_id, item.nexus)
                 length = len(said) + len(head)
-                prefix = _length(length)
+                prefix = varint(length)
                 parts += (_ITEMS, prefix, said, head)
                 size += 1 + len(prefix) + length
-            parts[1] = _length(size)
+            parts[1] = varint(size)
             outputs.append(Output(topic, partition, key, b"".join(parts), trace_headers(record)))
         return outputs
 
@@ -199,10 +199,6 @@ def _tenant(tenant_id: str) -> bytes:
 @lru_cache(maxsize=1024)
 def _item_head(item_id: str, nexus: generation_pb2.Nexus.ValueType) -> bytes:
     return signal_pb2.ItemResult(item_id=item_id, nexus=nexus).SerializeToString()
-
-
-#: Of lengths, which come again and again; offsets do not.
-_length = lru_cache(maxsize=4096)(varint)
 
 
 def trace_headers(record: Record) -> Sequence[tuple[str, bytes]]:

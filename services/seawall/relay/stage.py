@@ -6,21 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from google.protobuf.message import Message
-
 from seawall.api.generation.v1 import generation_pb2
 from seawall.api.signal.v1 import signal_pb2
 
 
 class StageItem(NamedTuple):
-    """One item of a generation that the stage can measure.
-
-    ``message`` is the stage's own request item with everything set but its ``id``, which the relay assigns.
-    """
+    """One item of a generation that the stage can measure."""
 
     item_id: str
     nexus: generation_pb2.Nexus.ValueType
-    message: Message
 
 
 class StageReply(Protocol):
@@ -60,4 +54,11 @@ class Stage(Protocol):
 
     def items(self, generation: generation_pb2.Generation) -> Sequence[StageItem]:
         """The items to measure, none if there is nothing for this stage. Raises Poison on a malformed generation."""
+        ...
+
+    def add(self, request: Any, generation: generation_pb2.Generation, number: int) -> None:
+        """Add to a request what ``items`` names, in its order, with ids from ``number``; called if that is anything.
+
+        Into the request itself: an item that is made first and copied then costs three times as much.
+        """
         ...

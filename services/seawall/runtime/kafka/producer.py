@@ -16,7 +16,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
@@ -37,6 +37,8 @@ _RECORD_OVERHEAD = 100
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 #: Topic and partition.
 _Lane = tuple[str, int]
+#: An output, and its place among those given to ``send``.
+_Entry = tuple[int, Output]
 
 
 class _Call:
@@ -48,7 +50,7 @@ class _Call:
         self.done = done
         self.pending = 0
         self.error: SeawallError | None = None
-        self.refused: list[tuple[int, Output]] = []
+        self.refused: list[_Entry] = []
 
     def settle(self, error: SeawallError | None) -> None:
         """One of its batches has ended."""
@@ -68,43 +70,43 @@ class _Call:
             self.done.set_result(None)
 
 
-def _index(entry: tuple[int, Output]) -> int:
+def _index(entry: _Entry) -> int:
     return entry[0]
 
 
 def _bytes_of(outputs: Sequence[Output]) -> int:
     """At least what these outputs take in a request."""
     size = _RECORD_OVERHEAD * len(outputs)
-    for output in outputs:
-        size += len(output.value or b"") + len(output.key or b"")
-        for name, value in output.headers:
-            size += len(name) + len(value) + 10
+    for _, _, key, value, headers in outputs:
+        size += len(value or b"") + len(key or b"")
+        for name, said in headers:
+            size += len(name) + len(said) + 10
     return size
 
 
 class _Batch:
     """Records of one partition that travel together, and the calls they belong to."""
 
-    __slots__ = ("builder", "calls", "entries")
+    __slots__ = ("builder", "shares")
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
-        self.entries: list[tuple[int, Output, _Call]] = []
-        self.calls: list[_Call] = []
+        self.shares: list[tuple[_Call, Sequence[_Entry]]] = []
 
-    def append(self, index: int, output: Output, call: _Call, now_ms: int) -> bool:
-        """Whether it fitted; the first always does."""
-        headers = list(output.headers) if output.headers else []
-        if self.builder.append(timestamp=now_ms, key=output.key, value=output.value, headers=headers) is None:
-            return False
-        self.entries.append((index, output, call))
-        if not self.calls or self.calls[-1] is not call:
-            self.calls.append(call)
+    def extend(self, entries: Sequence[_Entry], call: _Call, now_ms: int) -> Sequence[_Entry]:
+        """Take as many as fit, of a new batch at least the first. Returns the others."""
+        append, fitted = self.builder.append, 0
+        for _, (_, _, key, value, headers) in entries:
+            if append(timestamp=now_ms, key=key, value=value, headers=list(headers)) is None:
+                break
+            fitted += 1
+        if fitted:
+            self.shares.append((call, entries[:fitted]))
             call.pending += 1
-        return True
+        return entries[fitted:]
 
     def settle(self, error: SeawallError | None) -> None:
-        for call in self.calls:
+        for call, _ in self.shares:
             call.settle(error)
 
 
@@ -151,7 +153,7 @@ class KafkaProducer:
         """Waits for what is being sent, at most the delivery deadline."""
         self._started = False
         self._end_linger()
-        waiting = [call.done for batch in self._batches() for call in batch.calls if not call.done.done()]
+        waiting = [call.done for batch in self._batches() for call, _ in batch.shares if not call.done.done()]
         if waiting:
             await asyncio.wait(waiting, timeout=self._deadline)
         inner, self._inner = self._inner, None
@@ -175,11 +177,10 @@ class KafkaProducer:
                     lanes = await self._lanes(inner, outputs)
                     # Where all together are small, none needs to be looked at.
                     check = size > self._settings.max_request_bytes
-                    touched = self._place(outputs, lanes, call, inner, check)
+                    self._place(lanes, call, inner, check)
                     if self._linger:
                         self._begin_linger()
-                        touched = [lane for lane in touched if lane in self._full]
-                    await self._flush(touched)
+                    await self._flush([lane for lane in lanes if lane in self._full] if self._linger else lanes)
                     await call.done
                 finally:
                     self._release(size)
@@ -195,51 +196,55 @@ class KafkaProducer:
 
     # Where each output goes.
 
-    async def _lanes(self, inner: _Inner, outputs: Sequence[Output]) -> list[_Lane]:
+    async def _lanes(self, inner: _Inner, outputs: Sequence[Output]) -> dict[_Lane, list[_Entry]]:
         counts: dict[str, int] = {}
-        lanes: list[_Lane] = []
-        for output in outputs:
-            topic = output.topic
+        lanes: dict[_Lane, list[_Entry]] = {}
+        for index, output in enumerate(outputs):
+            topic, partition, key, _, _ = output
             count = counts.get(topic, 0)
             if not count:
                 try:
                     count = counts[topic] = len(await inner.client.partitions_for(topic))
                 except BROKER_ERRORS as error:
                     raise meaning(error, f"write to {topic}") from error
-            partition = output.partition
             if partition is None:
-                partition = next(self._keyless) % count if output.key is None else partition_of(output.key, count)
+                partition = next(self._keyless) % count if key is None else partition_of(key, count)
             elif not 0 <= partition < count:
                 raise Fatal(
                     "PARTITION_MISSING",
                     f"{topic} has {count} partitions, so none of number {partition}: "
                     "run `seawall topics check`; topics read together need the same number",
                 )
-            lanes.append((topic, partition))
+            lane = (topic, partition)
+            entries = lanes.get(lane)
+            if entries is None:
+                entries = lanes[lane] = []
+            entries.append((index, output))
         return lanes
 
-    def _place(
-        self, outputs: Sequence[Output], lanes: Sequence[_Lane], call: _Call, inner: _Inner, check: bool
-    ) -> list[_Lane]:
-        """Into batches. Returns the lanes touched."""
+    def _place(self, lanes: Mapping[_Lane, Sequence[_Entry]], call: _Call, inner: _Inner, check: bool) -> None:
+        """Into batches."""
         now_ms = int(time.time() * 1000)
-        touched: dict[_Lane, None] = {}
         # Held until all are placed, so that an early acknowledgement does not finish the call.
         call.pending += 1
-        for index, (output, lane) in enumerate(zip(outputs, lanes, strict=True)):
-            if check and _bytes_of((output,)) > self._settings.max_request_bytes:
-                call.refused.append((index, output))
-                continue
-            touched[lane] = None
-            batch = self._open.get(lane)
-            if batch is None:
-                batch = self._open[lane] = _Batch(inner.client.create_batch())
-            if not batch.append(index, output, call, now_ms):
-                self._full.setdefault(lane, deque()).append(batch)
-                batch = self._open[lane] = _Batch(inner.client.create_batch())
-                batch.append(index, output, call, now_ms)
+        for lane, entries in lanes.items():
+            left = self._small(entries, call) if check else entries
+            while left:
+                batch = self._open.get(lane)
+                if batch is None:
+                    batch = self._open[lane] = _Batch(inner.client.create_batch())
+                left = batch.extend(left, call, now_ms)
+                if left:
+                    self._full.setdefault(lane, deque()).append(self._open.pop(lane))
         call.settle(None)
-        return list(touched)
+
+    def _small(self, entries: Sequence[_Entry], call: _Call) -> Sequence[_Entry]:
+        """Those that a request may hold; the others are refused."""
+        most = self._settings.max_request_bytes
+        fitting: list[_Entry] = []
+        for entry in entries:
+            (fitting if _bytes_of((entry[1],)) <= most else call.refused).append(entry)
+        return fitting
 
     # On their way, and back.
 
@@ -308,15 +313,16 @@ class KafkaProducer:
 
     def _refused(self, lane: _Lane, batch: _Batch, inner: _Inner | None) -> None:
         """The broker took nothing of the batch. One record alone is too large itself; several go again, each alone."""
-        if len(batch.entries) == 1 or inner is None:
-            for index, output, call in batch.entries:
-                call.refused.append((index, output))
+        entries = [(call, entry) for call, share in batch.shares for entry in share]
+        if len(entries) == 1 or inner is None:
+            for call, entry in entries:
+                call.refused.append(entry)
         else:
             now_ms = int(time.time() * 1000)
             alone = []
-            for index, output, call in batch.entries:
+            for call, entry in entries:
                 single = _Batch(inner.client.create_batch())
-                single.append(index, output, call, now_ms)
+                single.extend([entry], call, now_ms)
                 alone.append(single)
             # Ahead of whatever came later, so that the order given is kept.
             self._full.setdefault(lane, deque()).extendleft(reversed(alone))
