@@ -404,7 +404,7 @@ def letter(number: int = 1, **fields: Any) -> dead_letter_pb2.DeadLetter:
 
 
 def test_a_letter_that_was_dealt_with_is_listed_as_such_until_it_comes_again(db: Database) -> None:
-    marked = {"resolution": dead_letter_pb2.RESOLUTION_REDRIVEN, "resolved_by": "night-shift"}
+    marked: dict[str, Any] = {"resolution": dead_letter_pb2.RESOLUTION_REDRIVEN, "resolved_by": "night-shift"}
     topic = [letter(), letter(**marked), letter(), letter(**marked), letter(2, **marked)]
 
     def read(*offsets: int) -> None:

@@ -17,7 +17,7 @@ from seawall.console.records import DecisionRecords, Ends
 from seawall.console.settings import ConsoleSettings, HttpSettings
 from seawall.console.sign_in import OneTimeToken
 from seawall.console.state import State
-from seawall.console.watch import PrometheusRooms, Watch
+from seawall.console.watch import AskedRooms, Watch
 from seawall.core.errors import Fatal
 from seawall.ledger import database
 from seawall.relay.observe import StreamObserver
@@ -51,7 +51,7 @@ async def _run(settings: ConsoleSettings) -> None:
         broker, names.decisions, record_seconds=settings.record_seconds, scan_seconds=settings.scan_seconds
     )
     ends = Ends(broker, (names.decisions, names.dead_letters))
-    rooms = PrometheusRooms(settings.rooms, run_folder, timeout=settings.watch_timeout_seconds)
+    rooms = AskedRooms(settings.rooms, run_folder, timeout=settings.watch_timeout_seconds)
     watch = Watch(rooms, ends, every=settings.watch_seconds, timeout=settings.watch_timeout_seconds)
     state = State(settings, db, watch, LookUp(db, records))
     listening = _listen(settings.http)
@@ -91,7 +91,6 @@ async def _run(settings: ConsoleSettings) -> None:
         await asyncio.wait([watching])
         await records.close()
         await ends.close()
-        await rooms.close()
         db.dispose()
 
 

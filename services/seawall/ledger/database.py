@@ -155,9 +155,9 @@ def _was_cut_short(error: exc.SQLAlchemyError) -> bool:
 
 
 def migrate(engine: Engine, revision: str = "head") -> str:
-    """Bring the tables to this version, or up to an earlier one. Returns the revision. Safe to run from several processes at once.
+    """Bring the tables to this version, or up to an earlier one. Returns the revision.
 
-    Raises Retryable and Fatal as `retryable`.
+    Safe to run from several processes at once. Raises Retryable and Fatal as `retryable`.
     """
     with retryable("migrate"), engine.begin() as connection:
         if connection.dialect.name == "postgresql":
