@@ -107,8 +107,8 @@ def dead_letters_page(
     try:
         found = tables.dead_letters(state.db, room or None, reason or None, 100, resolved=resolved)
     except SeawallError as error:
-        return page(request, "dead_letters.html", status=503, found=None, trouble=error, **context)
-    return page(request, "dead_letters.html", found=found, trouble=None, **context)
+        return page(request, "dead_letters.html", status=503, found=None, reasons=[], trouble=error, **context)
+    return page(request, "dead_letters.html", found=found, reasons=tables.by_reason(found), trouble=None, **context)
 
 
 @router.get("/policies")

@@ -46,6 +46,14 @@ def dead_letters(
     )
 
 
+def by_reason(found: DeadLetterPage) -> list[tuple[str, list[DeadLetterCountView]]]:
+    """The kinds by reason, the most frequent first: a bad record is set aside by every room that reads it."""
+    reasons: dict[str, list[DeadLetterCountView]] = defaultdict(list)
+    for one in found.counts:
+        reasons[one.reason].append(one)
+    return sorted(reasons.items(), key=lambda kind: (-sum(one.letters for one in kind[1]), kind[0]))
+
+
 def _letter(row: RowMapping) -> DeadLetterRow:
     names = dead_letter_pb2.ErrorClass.DESCRIPTOR.values_by_number
     known = names.get(row["error_class"])
