@@ -44,7 +44,9 @@ from seawall.ledger.queries import Cursor, Filter
 from seawall.ledger.rows import Row, Rows
 from seawall.ledger.settings import DatabaseSettings
 from seawall.ledger.tables import artefact_sets, contents, decisions
+from seawall.runtime import logging
 from seawall.runtime.memory import InMemoryBroker
+from seawall.runtime.settings import TelemetrySettings
 from tests.bench.harness import Report, say
 from tests.support import postgresql
 from tests.support.console import REPORT, Rooms, csrf_of, recent
@@ -77,6 +79,8 @@ _SQL = {
 
 async def run(report: Report) -> None:
     """Each database by itself."""
+    # Each request is a line of the audit.
+    logging.setup(TelemetrySettings(log_level="warning"), "console", "bench")
     with contextlib.ExitStack() as stack:
         kept = os.environ.get("SEAWALL_BENCH_CONSOLE_FOLDER")
         folder = Path(kept or stack.enter_context(tempfile.TemporaryDirectory(prefix="seawall-bench-")))
