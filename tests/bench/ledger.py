@@ -1,5 +1,5 @@
-"""The ledger: decisions per second into SQLite and PostgreSQL, empty and with a million decisions in it, and how long a
-search takes.
+"""The ledger: decisions per second into SQLite and PostgreSQL, empty and with half a million decisions in it, and how long
+a search takes.
 
 The ceiling is the same rows in the same statements, made beforehand: no parsing, no positions.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from sqlalchemy import Engine as Database
 
-from seawall.ledger import database, queries
+from seawall.ledger import database, queries, service
 from seawall.ledger.queries import Filter
 from seawall.ledger.rows import Rows
 from seawall.ledger.settings import DatabaseSettings
@@ -29,7 +29,7 @@ from tests.support.records import DECISIONS
 #: Decisions that are written for the rate, and how many of one transaction.
 DECISIONS_WRITTEN = int(os.environ.get("SEAWALL_BENCH_LEDGER_DECISIONS", "40000"))
 #: Decisions of the ledger that is large already, and how many are written into it.
-LARGE = int(os.environ.get("SEAWALL_BENCH_LEDGER_LARGE", "1000000"))
+LARGE = int(os.environ.get("SEAWALL_BENCH_LEDGER_LARGE", "500000"))
 WRITTEN_INTO_LARGE = 20_000
 BATCH = 1_000
 SEARCHES = 40
@@ -39,6 +39,7 @@ PARTITION = TopicPartition(DECISIONS, 0)
 
 async def run(report: Report) -> None:
     """SQLite, then PostgreSQL from a wheel, both on this machine's disk."""
+    service.collect_rarely()
     say(f"making {DECISIONS_WRITTEN:,} decisions")
     records = [_record(number) for number in range(DECISIONS_WRITTEN)]
     with tempfile.TemporaryDirectory(prefix="seawall-bench-") as folder:

@@ -47,8 +47,10 @@ async def _run(settings: ConsoleSettings) -> None:
     run_folder = seawall_home() / "run"
     # The ledger may be away, or not migrated yet: the pages say so, and decisions are read from Kafka.
     db = database.connect(settings.database, bound_statements=True)
+    # Single records: of a fetch little is wanted, and an empty partition's must not keep a page waiting.
+    few = settings.kafka.model_copy(update={"fetch_max_wait_ms": 50, "max_partition_fetch_bytes": 64 * 1024})
     records = DecisionRecords(
-        broker, names.decisions, record_seconds=settings.record_seconds, scan_seconds=settings.scan_seconds
+        KafkaBroker(few), names.decisions, record_seconds=settings.record_seconds, scan_seconds=settings.scan_seconds
     )
     ends = Ends(broker, (names.decisions, names.dead_letters))
     rooms = AskedRooms(settings.rooms, run_folder, timeout=settings.watch_timeout_seconds)
