@@ -1,5 +1,5 @@
-"""The ledger: decisions per second into SQLite and PostgreSQL, empty and with half a million decisions in it, and how long
-a search takes.
+"""The ledger: decisions per second into SQLite and PostgreSQL, empty and half a million decisions large; and how long a
+search takes.
 
 The ceiling is the same rows in the same statements, made beforehand: no parsing, no positions.
 """
