@@ -1,8 +1,8 @@
 """The console at five million decisions: pages over HTTP and searches by every index, on SQLite and on PostgreSQL.
 
-The rows are made in the database, by one statement a table, their indices afterwards: the writer's rate is `ledger`'s.
-A week of them, of twenty tenants and fifty thousand actors; every fifth has a picture. SEAWALL_BENCH_CONSOLE_FOLDER
-keeps them for the next run.
+The rows are made in the database, by one statement a table, their indices afterwards: the writer's rate is `ledger`'s,
+and a test shows that they are what the ledger would have written. A week of them, of twenty tenants and fifty thousand
+actors; every fifth has a picture. SEAWALL_BENCH_CONSOLE_FOLDER keeps them for the next run.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx2
 import uvicorn
@@ -27,6 +30,7 @@ from alembic.operations import Operations
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, bindparam, event, func, insert, select, text
 
+from seawall.api.decision.v1 import decision_pb2
 from seawall.console import api
 from seawall.console.app import application
 from seawall.console.lookup import LookUp
@@ -40,11 +44,13 @@ from seawall.ledger.queries import Cursor, Filter
 from seawall.ledger.rows import Row, Rows
 from seawall.ledger.settings import DatabaseSettings
 from seawall.ledger.tables import artefact_sets, contents, decisions
+from seawall.runtime import logging
 from seawall.runtime.memory import InMemoryBroker
+from seawall.runtime.settings import TelemetrySettings
 from tests.bench.harness import Report, say
 from tests.support import postgresql
 from tests.support.console import REPORT, Rooms, csrf_of, recent
-from tests.support.ledger_rows import ALLOW, BLOCK, NANOS, record
+from tests.support.ledger_rows import BLOCK, NANOS, record
 from tests.support.records import DECISIONS
 
 COUNT = int(os.environ.get("SEAWALL_BENCH_CONSOLE_DECISIONS", "5000000"))
@@ -73,6 +79,8 @@ _SQL = {
 
 async def run(report: Report) -> None:
     """Each database by itself."""
+    # Each request is a line of the audit.
+    logging.setup(TelemetrySettings(log_level="warning"), "console", "bench")
     with contextlib.ExitStack() as stack:
         kept = os.environ.get("SEAWALL_BENCH_CONSOLE_FOLDER")
         folder = Path(kept or stack.enter_context(tempfile.TemporaryDirectory(prefix="seawall-bench-")))
@@ -89,8 +97,9 @@ async def run(report: Report) -> None:
 def _measure(report: Report, name: str, address: str, folder: Path) -> None:
     marker = folder / f"{name}.{COUNT}"
     if not marker.exists():
-        _make(name, address)
+        make(name, address, COUNT)
         marker.touch()
+    _migrate(address)
     settings = DatabaseSettings(url=SecretStr(address), timeout_seconds=5.0)
     db = database.connect(settings, bound_statements=True)
     wanted = Filter(generation_id=f"g-{COUNT // 2}")
@@ -102,56 +111,78 @@ def _measure(report: Report, name: str, address: str, folder: Path) -> None:
     for what, wanted, after in _searches(middle, content, last):
         took = _p95(lambda wanted=wanted, after=after: queries.find(db, wanted, after=after)[0])  # type: ignore[misc]
         report.add(f"{name}: search by {what}, p95", took, 300, "<=", "ms")
-    with _served(settings, db, folder) as client:
-        for path in _pages(middle):
+    with _clock_set_to(last), _served(settings, db, folder) as client:
+        for path in _pages(middle, last):
             took = _p95(lambda path=path: _asked(client, path))  # type: ignore[misc]
             report.add(f"{name}: {path[:44]}, p95", took, 150, "<=", "ms")
     db.dispose()
 
 
+@contextmanager
+def _clock_set_to(last: int) -> Iterator[None]:
+    """Kept rows grow old: to the console the newest of them was decided a moment ago, always."""
+    real, old = time.time_ns, time.time_ns() - last - 2 * NANOS
+    with mock.patch("time.time_ns", lambda: real() - old):
+        yield
+
+
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _make(name: str, address: str) -> None:
-    """A week's decisions, the newest a moment ago."""
-    say(f"{name}: making {COUNT:,} decisions")
+def _migrate(address: str) -> Engine:
     db = database.connect(DatabaseSettings(url=SecretStr(address), timeout_seconds=3_600))
     database.migrate(db)
     db.dispose()
+    return db
+
+
+@cache
+def template(number: int) -> decision_pb2.Decision:
+    """What the decisions of one artefact set have in common."""
+    made = recent(number, ago=1, outcome=REPORT)
+    # Rows do not know of a bundle, and what they are counted by here is rows.
+    made.policy_version = made.bundle_digest = ""
+    made.signals[1].signal.artefacts[0].version = str(number)
+    return made
+
+
+def make(name: str, address: str, count: int) -> None:
+    """A week's decisions, the newest a moment ago."""
+    say(f"{name}: making {count:,} decisions")
+    db = _migrate(address)
     if name == "sqlite":
         # Written once, not to a log and then again: nothing of it need survive a crash.
         event.listen(db, "connect", _hurry)
     last = time.time_ns() - 2 * NANOS
     rows = Rows()
     for number in range(SETS):
-        made = recent(number, ago=1, outcome=REPORT if number == 0 else ALLOW)
-        made.signals[1].signal.artefacts[0].version = str(number)
-        rows.add_decision(record(number, made.SerializeToString()))
+        rows.add_decision(record(number, template(number).SerializeToString()))
     with db.begin() as connection:
-        database.make_days(connection, {queries._day(last - WEEK + number * 86_400 * NANOS) for number in range(9)})
+        database.make_days(connection, {queries.day_of(last - WEEK + number * 86_400 * NANOS) for number in range(9)})
         for table in (decisions, contents):
             for index in table.indexes:
                 connection.exec_driver_sql(f"DROP INDEX {index.name}")
-        for number, (key, rows_of_set) in enumerate(rows.artefact_sets.items()):
+        for number, rows_of_set in enumerate(rows.artefact_sets.values()):
             connection.execute(insert(artefact_sets), rows_of_set)
-            first, end = (COUNT * part // SETS for part in (number, number + 1))
-            _insert(connection, _SQL[name], first + 1, end, last, {**rows.decisions[0], "artefact_set": key})
+            first, end = (count * part // SETS for part in (number, number + 1))
+            _insert(connection, _SQL[name], range(first + 1, end + 1), last, WEEK // count, rows.decisions[number])
         fields, fifth = "day, {digest}, decision_id, 'output/0'", "generation_offset % 5 = 0"
         pictures = f"SELECT {fields} FROM decisions WHERE {fifth}".format(**_SQL[name])  # noqa: S608
         connection.execute(text(f"INSERT INTO contents (day, sha256, decision_id, item_id) {pictures}"))
         for table in (decisions, contents):
             for index in sorted(table.indexes, key=lambda index: str(index.name)):
                 index.create(connection)
-        # As the migration counts what it finds.
+        # As the migrations count what they find.
         with Operations.context(MigrationContext.configure(connection)):
             import_module("seawall.ledger.migrations.versions.0002_counts")._fill()
+            import_module("seawall.ledger.migrations.versions.0003_totals_and_resolutions").total()
     with db.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("ANALYZE")
     db.dispose()
 
 
-def _insert(connection: Connection, words: dict[str, str], first: int, end: int, last: int, template: Row) -> None:
-    at = f"({last - WEEK} + i * {WEEK // COUNT})"
+def _insert(connection: Connection, words: dict[str, str], which: range, last: int, apart: int, same: Row) -> None:
+    at = f"({last - WEEK} + i * {apart})"
     columns = {
         "day": words["day"].format(at=at),
         "decision_id": words["id"],
@@ -173,11 +204,11 @@ def _insert(connection: Connection, words: dict[str, str], first: int, end: int,
     }
     names = [column.name for column in decisions.columns]
     quoted = ", ".join(f'"{name}"' for name in names)
-    numbers, source = (words[part].format(first=first, end=end) for part in ("numbers", "from"))
+    numbers, source = (words[part].format(first=which[0], end=which[-1]) for part in ("numbers", "from"))
     values = ", ".join(columns.get(name, f":{name}") for name in names)
     statement = text(f"INSERT INTO decisions ({quoted}) {numbers} SELECT {values} FROM {source}")  # noqa: S608
-    same = [bindparam(name, template[name], type_=decisions.c[name].type) for name in names if name not in columns]
-    connection.execute(statement.bindparams(*same))
+    given = [bindparam(name, same[name], type_=decisions.c[name].type) for name in names if name not in columns]
+    connection.execute(statement.bindparams(*given))
 
 
 def _hurry(connection: Any, _: Any) -> None:
@@ -209,9 +240,11 @@ def _searches(middle: Any, content: str, last: int) -> list[tuple[str, Filter, C
     ]
 
 
-def _pages(middle: Any) -> list[str]:
+def _pages(middle: Any, last: int) -> list[str]:
     half = f"after={middle['decided_unix_nano']}.{middle['decision_id']}"
-    searches = ("", "outcome=BLOCK", "rule=known-hash", f"actor={middle['actor_id']}", "tenant=tenant-3&since=1h", half)
+    hour = datetime.fromtimestamp(last // NANOS - 3_600, UTC).isoformat().replace("+00:00", "Z")
+    actor = f"actor={middle['actor_id']}"
+    searches = ("", "outcome=BLOCK", "rule=known-hash", actor, f"tenant=tenant-3&since={hour}", half)
     return [
         "/",
         *(f"/decisions?{query}" for query in searches),

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
+from seawall.api.dead_letter.v1 import dead_letter_pb2
 from seawall.api.decision.v1 import decision_pb2
 from seawall.console import access, search, sign_in
 from seawall.console.access import Role, User
@@ -566,6 +567,22 @@ async def test_dead_letters_show_their_kind_and_not_what_they_hold(console: Cons
     assert page.count("dead_letters.v1/0/") == 3
     assert "sealed original" not in page
     assert "There is none like that" in (await client.get("/dead-letters?room=another")).text
+
+
+async def test_a_dead_letter_that_was_dealt_with_is_not_listed_as_left(tmp_path: Path) -> None:
+    mark = letter(0, ago=5)
+    mark.resolution, mark.resolved_by = dead_letter_pb2.RESOLUTION_REDRIVEN, "night-shift"
+    console = await open_console(tmp_path, an_hour(40), [letter(0, ago=60), letter(1, ago=50), mark])
+    client = await console.signed_in()
+    left = (await client.get("/api/v1/dead-letters")).json()
+    assert [one["source"] for one in left["letters"]] == ["generations.v1/0/1"]
+    assert [one["letters"] for one in left["counts"]] == [1]
+    assert (await client.get("/api/v1/now")).json()["dead_letters"] == 1
+    (done,) = (await client.get("/api/v1/dead-letters?resolved=true")).json()["letters"]
+    assert (done["source"], done["became"], done["by"]) == ("generations.v1/0/0", "redriven", "night-shift")
+    page = (await client.get("/dead-letters?resolved=true")).text
+    assert "redriven" in page and "night-shift" in page
+    await console.close()
 
 
 async def test_a_bug_is_an_answer_that_tells_nothing(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,24 @@ def test_rows_are_walked_and_keys_stop_at_their_ends(browser: Browser, console: 
             assert page.evaluate("document.activeElement.innerText") == names[at]
 
 
+def test_a_long_id_shows_its_end_and_is_copied_whole(browser: Browser, console: Served) -> None:
+    with signed_in(browser, console) as page:
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.goto(f"{console.address}/decisions?outcome=BLOCK")
+        page.keyboard.press("j")
+        folded = page.locator("tr.row a:focus .id")
+        # Shown are its beginning and its end; over them, while it has the focus, all of it.
+        assert folded.text_content() == LONG
+        assert folded.locator(".middle").evaluate("one => one.getBoundingClientRect().width") < 20
+        assert folded.evaluate("one => getComputedStyle(one, '::after').content") == f'"{LONG}"'
+        page.keyboard.press("c")
+        expect(page.get_by_role("status").filter(has_text="Copied")).to_have_text(f"Copied {LONG}")
+        assert page.evaluate("navigator.clipboard.readText()") == LONG
+        page.goto(f"{console.address}/decisions/g-23")
+        page.get_by_role("button", name="Copy id").click()
+        expect(page.get_by_role("status").filter(has_text="Copied")).to_have_text("Copied g-23")
+
+
 @pytest.mark.parametrize(("scheme", "other"), [("light", "dark"), ("dark", "light")])
 def test_the_theme_follows_the_machine_until_somebody_chooses(
     browser: Browser, console: Served, scheme: str, other: str

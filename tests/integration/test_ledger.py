@@ -21,7 +21,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from pydantic import SecretStr
 from sqlalchemy import Engine as Database
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import delete, func, insert, select, text
 from typer.testing import CliRunner
 
 from seawall.api.dead_letter.v1 import dead_letter_pb2
@@ -41,11 +41,13 @@ from seawall.ledger.tables import (
     contents,
     dead_letters,
     decision_counts,
+    decision_totals,
     decisions,
     metadata,
     positions,
     unreadable,
     verdict_counts,
+    verdict_totals,
 )
 from seawall.ledger.writer import Position, Writer
 from seawall.relay.observe import StreamObserver
@@ -59,6 +61,8 @@ from tests.support.ledger_rows import ALLOW, BEGIN, BLOCK, HOLD, NANOS, REVIEW, 
 from tests.support.records import DECISIONS
 
 PATIENCE_SECONDS = 60.0
+MINUTE = BEGIN // (60 * NANOS)
+COUNTS = (decision_counts, decision_totals, verdict_counts, verdict_totals)
 P0 = TopicPartition(DECISIONS, 0)
 
 
@@ -105,7 +109,7 @@ def found(db: Database, wanted: Filter) -> list[str]:
 def test_migrations_make_the_tables_that_the_code_means(db: Database) -> None:
     with db.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    assert database.migrate(db) == "0002"
+    assert database.migrate(db) == "0003"
     database.check_migrated(db)
 
 
@@ -140,24 +144,57 @@ def test_a_ledger_of_the_first_revision_is_counted_when_it_is_migrated(db: Datab
         # Rows know neither the bundle's version nor its digest: what the migration makes of them lacks both.
         rules = select(verdict_counts.c.rule_id, verdict_counts.c.outcome, func.sum(verdict_counts.c.decisions))
         by_rule = rules.group_by("rule_id", "outcome")
-        asked = (select(decision_counts), select(artefacts), by_rule, select(artefact_set_uses))
+        asked = (
+            select(decision_counts),
+            select(decision_totals),
+            select(artefacts),
+            by_rule,
+            select(artefact_set_uses),
+        )
         with db.connect() as connection:
             return [{tuple(row) for row in connection.execute(query)} for query in asked]
 
     before = counted()
-    assert before[2] == {("known-hash", BLOCK, 4), ("allow", ALLOW, 8)}
-    migration = import_module("seawall.ledger.migrations.versions.0002_counts")
+    assert before[3] == {("known-hash", BLOCK, 4), ("allow", ALLOW, 8)}
     with db.begin() as connection:
-        for table in (decision_counts, verdict_counts, artefacts, artefact_set_uses):
+        for table in (*COUNTS, artefacts, artefact_set_uses):
             connection.execute(delete(table))
         with Operations.context(MigrationContext.configure(connection)):
-            migration._fill()
+            import_module("seawall.ledger.migrations.versions.0002_counts")._fill()
+            import_module("seawall.ledger.migrations.versions.0003_totals_and_resolutions").total()
     assert counted() == before
 
 
-# ---- counting --------------------------------------------------------------------------------------------------------
+def test_a_ledger_of_the_second_revision_keeps_its_counts_and_letters(address: str) -> None:
+    db = database.connect(DatabaseSettings(url=SecretStr(address)))
+    assert database.migrate(db, "0002") == "0002"
+    two_tenants = [(tenant, MINUTE + ago, ALLOW, 50, 7) for tenant in ("a", "b") for ago in (0, -5_000)]
+    verdict = (MINUTE // 60, Role.DECIDED, "default", "1", "d" * 64, "allow", ALLOW, ALLOW)
+    with db.begin() as connection:
+        for row in two_tenants:
+            values = dict(zip(("tenant_id", "minute", "outcome", "within_ms", "decisions"), row, strict=True))
+            connection.execute(insert(decision_counts).values(values))
+        for tenant in ("a", "b"):
+            keys = [column.name for column in verdict_counts.columns]
+            connection.execute(insert(verdict_counts).values(dict(zip(keys, (tenant, *verdict, 3), strict=True))))
+        connection.execute(
+            text(
+                "INSERT INTO dead_letters (dead_letter_id, room, reason, detail, error_class, source_topic, "
+                'source_partition, source_offset, partition, "offset", create_unix_nano, original_size_bytes) '
+                "VALUES ('x', 'aggregator', 'BAD_ID', '', 1, 'signals.v1', 0, 0, 0, 9, 5, 0)"
+            )
+        )
+    assert database.migrate(db) == "0003"
+    assert [dict(one.outcomes) for one in figures.minutes(db, MINUTE, MINUTE)] == [{ALLOW: 14}]
+    assert [dict(one.outcomes) for one in figures.minutes(db, MINUTE, MINUTE, "b")] == [{ALLOW: 7}]
+    # Older than any page asks for.
+    assert count(db, decision_counts) == 2
+    assert [row["decisions"] for row in figures.verdicts(db, BEGIN)] == [6]
+    assert [(row["last_offset"], row["resolution"]) for row in queries.find_dead_letters(db)] == [(9, 0)]
+    db.dispose()
 
-MINUTE = BEGIN // (60 * NANOS)
+
+# ---- counting --------------------------------------------------------------------------------------------------------
 
 
 def test_what_comes_twice_is_counted_once(db: Database) -> None:
@@ -199,6 +236,8 @@ def test_shadow_verdicts_are_counted_beside_what_was_decided(db: Database) -> No
         (Role.SHADOW_RULE, "default", "stricter", REVIEW, ALLOW): 1,
         (Role.SHADOW_BUNDLE, "next", "known-hash", BLOCK, ALLOW): 1,
     }
+    of_all = [(row["rule_id"], row["decisions"]) for row in figures.verdicts(db, BEGIN)]
+    assert sorted(of_all) == [("allow", 1), ("allow", 1), ("known-hash", 1), ("stricter", 1)]
     assert figures.verdicts(db, BEGIN + 3_600 * NANOS) == []
 
 
@@ -246,7 +285,10 @@ def test_holds_are_open_until_something_is_decided(db: Database) -> None:
 def test_old_counts_go_with_their_days(db: Database) -> None:
     fill(db, decision(1), decision(2, seconds=86_400.0))
     database.forget_days(db, 0, datetime.fromtimestamp(BEGIN / NANOS, UTC).date() + timedelta(days=1))
-    assert [count(db, table) for table in (decisions, decision_counts, verdict_counts)] == [1, 1, 1]
+    assert [count(db, table) for table in (decisions, *COUNTS)] == [1, 1, 1, 1, 1]
+    # Minutes sooner than that.
+    database.forget_days(db, 30, datetime.fromtimestamp(BEGIN / NANOS, UTC).date() + timedelta(days=4))
+    assert [count(db, table) for table in (decisions, *COUNTS)] == [1, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -355,6 +397,47 @@ def test_dead_letters_are_found_by_room_and_reason(db: Database) -> None:
     assert [row["offset"] for row in queries.find_dead_letters(db, room="aggregator", reason="BAD_ID")] == [4]
     with db.connect() as connection:
         assert "sealed original" not in str(connection.execute(select(dead_letters)).all())
+
+
+def letter(number: int = 1, **fields: Any) -> dead_letter_pb2.DeadLetter:
+    return dead_letter_pb2.DeadLetter(dead_letter_id=f"{number:032x}", room="aggregator", reason="BAD_ID", **fields)
+
+
+def test_a_letter_that_was_dealt_with_is_listed_as_such_until_it_comes_again(db: Database) -> None:
+    marked: dict[str, Any] = {"resolution": dead_letter_pb2.RESOLUTION_REDRIVEN, "resolved_by": "night-shift"}
+    topic = [letter(), letter(**marked), letter(), letter(**marked), letter(2, **marked)]
+
+    def read(*offsets: int) -> None:
+        rows = Rows()
+        for offset in offsets:
+            rows.add_dead_letter(record(offset, topic[offset].SerializeToString(), topic="dead_letters.v1"))
+        Writer(db).write(rows, {})
+
+    def open_and_closed() -> list[list[str]]:
+        return [
+            [row["resolved_by"] for row in queries.find_dead_letters(db, resolved=resolved)]
+            for resolved in (False, True)
+        ]
+
+    read(0)
+    assert open_and_closed() == [[""], []]
+    read(1)
+    assert open_and_closed() == [[], ["night-shift"]]
+    # A batch that is read again changes nothing, whatever of it.
+    read(0)
+    read(0, 1)
+    assert open_and_closed() == [[], ["night-shift"]]
+    assert figures.dead_letters_since(db, 0) == []
+    # It was set aside once more.
+    read(1, 2)
+    assert open_and_closed() == [[""], []]
+    assert [one.letters for one in figures.dead_letters_since(db, 0)] == [1]
+    # The mark of a letter that retention has taken says nothing.
+    read(3, 4)
+    assert open_and_closed() == [[], ["night-shift"]]
+    database.empty(db)
+    read(*range(len(topic)))
+    assert open_and_closed() == [[], ["night-shift"]]
 
 
 def test_old_days_go(db: Database) -> None:

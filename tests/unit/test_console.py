@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
+from typing import Any
 
-import httpx2
 import pytest
+from prometheus_client.samples import Sample
 
 from seawall.api.signal.v1 import signal_pb2
 from seawall.console import drawing, explaining, search
@@ -14,59 +16,64 @@ from seawall.console.problems import duration
 from seawall.console.records import DecisionRecords, Place
 from seawall.console.rendering import PAGES, STATIC, environment
 from seawall.console.shapes import ComparisonView, RoomNow, SpanView, StageView
-from seawall.console.watch import PrometheusRooms, read_metrics
+from seawall.console.watch import AskedRooms, room_of
 from seawall.console.words import in_words
 from seawall.core.errors import Fatal, Retryable
 from seawall.core.policy import bundle
 from seawall.ledger.instants import instant
 from seawall.ledger.queries import Cursor
 from seawall.local.explain import Found
+from seawall.oncall.rooms import Answer, Endpoint
 from seawall.runtime.broker import Output, TopicSpec
 from seawall.runtime.memory import InMemoryBroker
 from tests.support.console import recent
 from tests.support.ledger_rows import BLOCK, HOLD
 from tests.support.records import DECISIONS
 
-METRICS = """\
-# TYPE moderation_ready_ratio gauge
-moderation_ready_ratio{service_name="x"} 0
-# TYPE moderation_stream_lag_seconds gauge
-moderation_stream_lag_seconds{messaging_destination_name="a"} 3.5
-moderation_stream_lag_seconds{messaging_destination_name="b"} 0.5
-# TYPE moderation_stream_watermark_age_seconds gauge
-moderation_stream_watermark_age_seconds 1.25
-# TYPE moderation_stream_halted_ratio gauge
-moderation_stream_halted_ratio{error_type="FUSE_TRIPPED"} 1
-"""
-
-
 # ---- rooms -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_rooms_endpoint_is_understood() -> None:
-    said = read_metrics("relay", METRICS)
-    assert said == RoomNow(room="relay", ready=False, lag_seconds=3.5, watermark_seconds=1.25, halted="FUSE_TRIPPED")
-    assert read_metrics("relay", "") == RoomNow(room="relay", ready=True)
-    assert read_metrics("relay", 'no metrics {"') == RoomNow(room="relay", ready=None)
+def answered(document: dict[str, Any], *samples: tuple[str, float, dict[str, str]]) -> Answer:
+    return Answer(
+        Endpoint("relay", "host:1"),
+        document={"instance": "relay-0", **document},
+        samples=[Sample(name, labels, value) for name, value, labels in samples],
+    )
 
 
-async def test_rooms_of_this_machine_are_found_and_those_that_are_gone_are_said(tmp_path: Path) -> None:
-    (tmp_path / "aggregator.http").write_text("127.0.0.1:1234\n")
-    (tmp_path / "gone.http").write_text("127.0.0.1:9\n")
+def test_a_rooms_answer_is_understood() -> None:
+    lag, watermark = "moderation_stream_lag_seconds", "moderation_stream_watermark_age_seconds"
+    topics = [{"messaging_destination_name": name} for name in "ab"]
+    late = answered(
+        {"ready": False, "why": "FUSE_TRIPPED: 20 in a row"},
+        (lag, 3.5, topics[0]),
+        (lag, 0.5, topics[1]),
+        (watermark, 1.25, {}),
+        ("moderation_stream_halted_ratio", 1, {"error_type": "FUSE_TRIPPED"}),
+    )
+    assert room_of(late) == RoomNow(
+        room="relay",
+        instance="relay-0",
+        ready=False,
+        why="FUSE_TRIPPED: 20 in a row",
+        lag_seconds=3.5,
+        watermark_seconds=1.25,
+        halted="FUSE_TRIPPED",
+    )
+    assert room_of(answered({"ready": True})) == RoomNow(room="relay", instance="relay-0", ready=True)
+    gone = Answer(Endpoint("relay", "host:1"), fault="refused: it is gone")
+    assert room_of(gone) == RoomNow(room="relay", ready=None, why="refused: it is gone")
 
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        if request.url.port == 9:
-            raise httpx2.ConnectError("refused")
-        if request.url.host == "huge":
-            return httpx2.Response(200, content=b"#" * 5_000_000)
-        return httpx2.Response(200, text=METRICS if request.url.path == "/metrics" else "moderation_ready_ratio 1\n")
 
-    named = {"ledger": "http://ledger:1/own/path", "huge": "http://huge:1"}
-    rooms = PrometheusRooms(named, tmp_path, timeout=1.0)
-    rooms._client = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))
-    said = {room.room: room.ready for room in await rooms.look()}
-    assert said == {"aggregator": False, "gone": None, "huge": None, "ledger": True}
-    await rooms.close()
+async def test_rooms_of_this_machine_and_named_ones_are_asked(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    (tmp_path / "aggregator.http").write_text(f"127.0.0.1:{port}\n")
+    (tmp_path / "ledger.http").write_text(f"127.0.0.1:{port}\n")
+    # What is named counts: each of its addresses is an instance.
+    rooms = AskedRooms({"ledger": [f"127.0.0.1:{port}", "no-such-host.invalid:1"]}, tmp_path, timeout=1.0)
+    said = [(room.room, room.ready) for room in await rooms.look()]
+    assert said == [("aggregator", None), ("ledger", None), ("ledger", None)]
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +22,17 @@ from seawall.runtime.topics import TopicNames
 
 #: Letters by which an id may be named.
 _SHORTEST = 6
+_Done = TypeVar("_Done")
 _ACT_STYLE = {Act.NEW_ATTEMPT: "green", Act.REPEAT: "green", Act.GONE: "red"}
+
+
+class Choice(NamedTuple):
+    """The letters that a command is about: by id or its start, by room, by reason, or every one that is left."""
+
+    letters: Sequence[str]
+    rooms: Sequence[str]
+    reasons: Sequence[str]
+    every: bool
 
 
 def list_(rooms: Sequence[str], reasons: Sequence[str], *, json_output: bool) -> None:
@@ -76,58 +86,46 @@ def show(wanted: str, *, json_output: bool) -> None:
     terminal.console().print(table)
 
 
-def redrive(
-    wanted: Sequence[str],
-    rooms: Sequence[str],
-    reasons: Sequence[str],
-    *,
-    every: bool,
-    yes: bool,
-    by: str,
-    json_output: bool,
-) -> None:
+def redrive(choice: Choice, *, yes: bool, by: str, json_output: bool) -> None:
     """Say what a redrive would do, or do it."""
-    broker, names = _reach()
 
-    async def work() -> tuple[list[Step], int]:
-        steps = await dead_letters.plan(broker, names, await _chosen(broker, names, wanted, rooms, reasons, every))
+    async def act(broker: KafkaBroker, names: TopicNames, letters: list[Letter]) -> tuple[list[Step], int]:
+        steps = await dead_letters.plan(broker, names, letters)
         return steps, await dead_letters.redrive(broker, names, steps, by) if yes else 0
 
-    steps, done = asyncio.run(work())
+    steps, done = _on(choice, act)
     if json_output:
         acts = [{"letter": step.letter.id, "act": step.act.value, "note": step.note} for step in steps]
         terminal.print_json({"done": yes, "resolved": done, "steps": acts})
         return
     table = Table("letter", "original", "what", "", box=None)
     for step in steps:
-        act = Text(step.act.value, _ACT_STYLE.get(step.act, "dim"))
-        table.add_row(step.letter.id[:12], _place(step.letter), act, step.note)
+        style = Text(step.act.value, _ACT_STYLE.get(step.act, "dim"))
+        table.add_row(step.letter.id[:12], _place(step.letter), style, step.note)
     terminal.console().print(table)
     _conclude(len(steps), done, yes=yes, verb="redriven")
 
 
-def discard(
-    wanted: Sequence[str],
-    rooms: Sequence[str],
-    reasons: Sequence[str],
-    *,
-    every: bool,
-    yes: bool,
-    by: str,
-    json_output: bool,
-) -> None:
+def discard(choice: Choice, *, yes: bool, by: str, json_output: bool) -> None:
     """Say what would be marked as done with, or mark it."""
-    broker, names = _reach()
 
-    async def work() -> tuple[list[Letter], int]:
-        letters = await _chosen(broker, names, wanted, rooms, reasons, every)
+    async def act(broker: KafkaBroker, names: TopicNames, letters: list[Letter]) -> tuple[list[Letter], int]:
         return letters, await dead_letters.discard(broker, names, letters, by) if yes else 0
 
-    letters, done = asyncio.run(work())
+    letters, done = _on(choice, act)
     if json_output:
         terminal.print_json({"done": yes, "resolved": done, "letters": [letter.id for letter in letters]})
         return
     _conclude(len(letters), done, yes=yes, verb="discarded")
+
+
+def _on(choice: Choice, act: Callable[[KafkaBroker, TopicNames, list[Letter]], Coroutine[Any, Any, _Done]]) -> _Done:
+    broker, names = _reach()
+
+    async def work() -> _Done:
+        return await act(broker, names, await _chosen(broker, names, choice))
+
+    return asyncio.run(work())
 
 
 def _conclude(count: int, done: int, *, yes: bool, verb: str) -> None:
@@ -138,20 +136,13 @@ def _conclude(count: int, done: int, *, yes: bool, verb: str) -> None:
         console.print(Text(f"nothing was done: add --yes, and {count} dead letters are {verb}", "yellow"))
 
 
-async def _chosen(
-    broker: KafkaBroker,
-    names: TopicNames,
-    wanted: Sequence[str],
-    rooms: Sequence[str],
-    reasons: Sequence[str],
-    every: bool,
-) -> list[Letter]:
-    if not wanted and not every and not rooms and not reasons:
+async def _chosen(broker: KafkaBroker, names: TopicNames, choice: Choice) -> list[Letter]:
+    if not any(choice):
         raise Fatal("NOTHING_CHOSEN", "name letters by id, choose with --room or --reason, or say --all")
-    found = await dead_letters.unresolved(broker, names.dead_letters, rooms=rooms, reasons=reasons)
-    if not wanted:
+    found = await dead_letters.unresolved(broker, names.dead_letters, rooms=choice.rooms, reasons=choice.reasons)
+    if not choice.letters:
         return found
-    return [_one_of(found, start) for start in dict.fromkeys(wanted)]
+    return [_one_of(found, start) for start in dict.fromkeys(choice.letters)]
 
 
 async def _history(broker: KafkaBroker, names: TopicNames, wanted: str) -> list[Letter]:

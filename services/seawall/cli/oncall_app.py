@@ -133,9 +133,8 @@ def dlq_redrive(
     """
     from seawall.cli import dlq as command
 
-    command.redrive(
-        letter or [], room or [], reason or [], every=every, yes=yes, by=by or _user(), json_output=json_output
-    )
+    choice = command.Choice(letter or [], room or [], reason or [], every)
+    command.redrive(choice, yes=yes, by=by or _user(), json_output=json_output)
 
 
 @dlq_app.command("discard")
@@ -151,9 +150,8 @@ def dlq_discard(
     """Say that nothing more is to be done about dead letters. What they hold back stays held."""
     from seawall.cli import dlq as command
 
-    command.discard(
-        letter or [], room or [], reason or [], every=every, yes=yes, by=by or _user(), json_output=json_output
-    )
+    choice = command.Choice(letter or [], room or [], reason or [], every)
+    command.discard(choice, yes=yes, by=by or _user(), json_output=json_output)
 
 
 def override(

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from seawall.core.errors import Fatal
 from seawall.local.mesh import running, status_file
-from seawall.oncall.rooms import Endpoint
+from seawall.oncall.rooms import Endpoint, named
 from seawall.runtime.settings import (
     ContentSettings,
     KafkaSettings,
@@ -66,7 +66,7 @@ def endpoints(settings: LocalSettings) -> list[Endpoint]:
     Raises Fatal("NO_ROOMS") if neither says which rooms there are.
     """
     if settings.rooms:
-        return [Endpoint(room, address) for room, addresses in sorted(settings.rooms.items()) for address in addresses]
+        return named(settings.rooms)
     home = seawall_home()
     mesh = running(home)
     if mesh is None:

@@ -98,10 +98,11 @@ def find_dead_letters(
     user: DeadLettersUser,
     room: _Text = None,
     reason: _Text = None,
+    resolved: bool = False,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> DeadLetterPage:
-    """The newest dead letters, and how many of which kind in the last day."""
-    return tables.dead_letters(state_of(request).db, room, reason, limit)
+    """The newest dead letters that nobody has dealt with, or those that somebody has, and the kinds of those left."""
+    return tables.dead_letters(state_of(request).db, room, reason, limit, resolved=resolved)
 
 
 @router.get("/policies")

@@ -98,15 +98,17 @@ async def decision_page(request: Request, generation_id: str, user: DecisionsUse
 
 
 @router.get("/dead-letters")
-def dead_letters_page(request: Request, user: DeadLettersUser, room: _Text = "", reason: _Text = "") -> Response:
+def dead_letters_page(
+    request: Request, user: DeadLettersUser, room: _Text = "", reason: _Text = "", resolved: bool = False
+) -> Response:
     """What rooms set aside."""
     state = state_of(request)
-    context: dict[str, Any] = {"room": room, "reason": reason, "behind": state.behind()}
+    context: dict[str, Any] = {"room": room, "reason": reason, "resolved": resolved, "behind": state.behind()}
     try:
-        found = tables.dead_letters(state.db, room or None, reason or None, 100)
+        found = tables.dead_letters(state.db, room or None, reason or None, 100, resolved=resolved)
     except SeawallError as error:
-        return page(request, "dead_letters.html", status=503, found=None, trouble=error, **context)
-    return page(request, "dead_letters.html", found=found, trouble=None, **context)
+        return page(request, "dead_letters.html", status=503, found=None, reasons=[], trouble=error, **context)
+    return page(request, "dead_letters.html", found=found, reasons=tables.by_reason(found), trouble=None, **context)
 
 
 @router.get("/policies")

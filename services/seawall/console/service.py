@@ -17,7 +17,7 @@ from seawall.console.records import DecisionRecords, Ends
 from seawall.console.settings import ConsoleSettings, HttpSettings
 from seawall.console.sign_in import OneTimeToken
 from seawall.console.state import State
-from seawall.console.watch import PrometheusRooms, Watch
+from seawall.console.watch import AskedRooms, Watch
 from seawall.core.errors import Fatal
 from seawall.ledger import database
 from seawall.relay.observe import StreamObserver
@@ -47,11 +47,13 @@ async def _run(settings: ConsoleSettings) -> None:
     run_folder = seawall_home() / "run"
     # The ledger may be away, or not migrated yet: the pages say so, and decisions are read from Kafka.
     db = database.connect(settings.database, bound_statements=True)
+    # Single records: of a fetch little is wanted, and an empty partition's must not keep a page waiting.
+    few = settings.kafka.model_copy(update={"fetch_max_wait_ms": 50, "max_partition_fetch_bytes": 64 * 1024})
     records = DecisionRecords(
-        broker, names.decisions, record_seconds=settings.record_seconds, scan_seconds=settings.scan_seconds
+        KafkaBroker(few), names.decisions, record_seconds=settings.record_seconds, scan_seconds=settings.scan_seconds
     )
     ends = Ends(broker, (names.decisions, names.dead_letters))
-    rooms = PrometheusRooms(settings.rooms, run_folder, timeout=settings.watch_timeout_seconds)
+    rooms = AskedRooms(settings.rooms, run_folder, timeout=settings.watch_timeout_seconds)
     watch = Watch(rooms, ends, every=settings.watch_seconds, timeout=settings.watch_timeout_seconds)
     state = State(settings, db, watch, LookUp(db, records))
     listening = _listen(settings.http)
@@ -91,7 +93,6 @@ async def _run(settings: ConsoleSettings) -> None:
         await asyncio.wait([watching])
         await records.close()
         await ends.close()
-        await rooms.close()
         db.dispose()
 
 

@@ -100,9 +100,9 @@ class ConsoleSettings(RoomSettings):
     session: SessionSettings = Field(default_factory=SessionSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     links: LinkSettings = Field(default_factory=LinkSettings)
-    # Rooms whose Prometheus endpoint is asked: {"aggregator": "http://aggregator:9464"}. Beside them those of a mesh
-    # that runs on $SEAWALL_HOME.
-    rooms: dict[str, Url] = Field(default_factory=dict)
+    # Where rooms answer (telemetry.http_listen), by room: ["host:port"], as for `seawall status`; a name of several
+    # addresses is several instances. Beside them those of a mesh that runs on $SEAWALL_HOME.
+    rooms: dict[str, list[str]] = Field(default_factory=dict)
     # How often they and Kafka are asked, and how long an answer may take.
     watch_seconds: Seconds = 5.0
     watch_timeout_seconds: Seconds = 2.0

@@ -58,8 +58,11 @@ class RoomNow(Shape):
     """A room, as its own endpoint tells."""
 
     room: str
+    instance: str = ""
     #: None: it did not answer.
     ready: bool | None
+    #: Why it is not ready, or did not answer.
+    why: str = ""
     lag_seconds: float | None = None
     watermark_seconds: float | None = None
     #: Why it stands still until a person has looked; empty: it does not.
@@ -284,10 +287,13 @@ class DeadLetterRow(Shape):
     source: str
     record: str
     original_size_bytes: int
+    #: redriven, discarded; empty: nobody has dealt with it.
+    became: str = ""
+    by: str = ""
 
 
 class DeadLetterCountView(Shape):
-    """Dead letters of one room and reason in the last day."""
+    """Dead letters of one room and reason in the last day, of those that nobody has dealt with."""
 
     room: str
     reason: str
@@ -296,7 +302,7 @@ class DeadLetterCountView(Shape):
 
 
 class DeadLetterPage(Shape):
-    """The newest dead letters, and their kinds."""
+    """The newest dead letters that nobody has dealt with, or that somebody has; and the kinds of those left."""
 
     counts: list[DeadLetterCountView]
     truncated: bool

@@ -28,10 +28,12 @@ _HOUR: Final = 3_600 * 1_000_000_000
 _DAY: Final = 24 * _HOUR
 
 
-def dead_letters(db: Engine, room: str | None, reason: str | None, limit: int) -> DeadLetterPage:
-    """The newest, and how many of which kind in the last day. Raises as `ledger.database.retryable`."""
+def dead_letters(
+    db: Engine, room: str | None, reason: str | None, limit: int, *, resolved: bool = False
+) -> DeadLetterPage:
+    """The newest, and how many of which kind are left of the last day. Raises as `ledger.database.retryable`."""
     counts = figures.dead_letters_since(db, time.time_ns() - _DAY)
-    rows = queries.find_dead_letters(db, room=room, reason=reason, limit=limit)
+    rows = queries.find_dead_letters(db, room=room, reason=reason, resolved=resolved, limit=limit)
     return DeadLetterPage(
         counts=[
             DeadLetterCountView(
@@ -42,6 +44,14 @@ def dead_letters(db: Engine, room: str | None, reason: str | None, limit: int) -
         truncated=sum(one.letters for one in counts) >= figures.MAX_DEAD_LETTERS,
         letters=[_letter(row) for row in rows],
     )
+
+
+def by_reason(found: DeadLetterPage) -> list[tuple[str, list[DeadLetterCountView]]]:
+    """The kinds by reason, the most frequent first: a bad record is set aside by every room that reads it."""
+    reasons: dict[str, list[DeadLetterCountView]] = defaultdict(list)
+    for one in found.counts:
+        reasons[one.reason].append(one)
+    return sorted(reasons.items(), key=lambda kind: (-sum(one.letters for one in kind[1]), kind[0]))
 
 
 def _letter(row: RowMapping) -> DeadLetterRow:
@@ -57,7 +67,16 @@ def _letter(row: RowMapping) -> DeadLetterRow:
         source=f"{row['source_topic']}/{row['source_partition']}/{row['source_offset']}",
         record=f"dead_letters.v1/{row['partition']}/{row['offset']}",
         original_size_bytes=row["original_size_bytes"],
+        became=_became(row["resolution"]),
+        by=row["resolved_by"],
     )
+
+
+def _became(resolution: int) -> str:
+    if resolution == queries.UNRESOLVED:
+        return ""
+    known = dead_letter_pb2.Resolution.DESCRIPTOR.values_by_number.get(resolution)
+    return known.name.removeprefix("RESOLUTION_").lower() if known else str(resolution)
 
 
 def policies(db: Engine, hours: int, tenant_id: str | None) -> Policies:

@@ -9,23 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-import httpx2
-from prometheus_client.parser import text_string_to_metric_families
-
 from seawall.console.records import Ends
 from seawall.console.shapes import RoomNow
 from seawall.core.errors import SeawallError
+from seawall.oncall.rooms import TOPIC_LABEL, Answer, ask, named
 from seawall.runtime.broker import TopicPartition
+from seawall.runtime.prometheus import scraped
 
-_MAX_ANSWER: Final = 4 * 1024 * 1024
 _MAX_ROOMS: Final = 200
 #: Answers older than so many rounds are none.
 _STALE_ROUNDS: Final = 4
-
-READY: Final = "moderation_ready_ratio"
-HALTED: Final = "moderation_stream_halted_ratio"
-LAG: Final = "moderation_stream_lag_seconds"
-WATERMARK: Final = "moderation_stream_watermark_age_seconds"
 
 
 class Rooms(Protocol):
@@ -34,78 +27,50 @@ class Rooms(Protocol):
     async def look(self) -> list[RoomNow]: ...
 
 
-class PrometheusRooms:
-    """Rooms by their Prometheus endpoints.
+class AskedRooms:
+    """Rooms by their own endpoints, as `seawall status` asks them.
 
     Args:
-        addresses: by room; "/metrics" is added where an address has no path.
+        addresses: "host:port" by room; a host of several addresses is several instances.
         run_folder: where rooms of a mesh on this machine write ``<room>.http``, "host:port".
     """
 
-    def __init__(self, addresses: Mapping[str, str], run_folder: Path, *, timeout: float) -> None:
-        self._addresses = dict(addresses)
+    def __init__(self, addresses: Mapping[str, Sequence[str]], run_folder: Path, *, timeout: float) -> None:
+        self._addresses = addresses
         self._run_folder = run_folder
-        self._client = httpx2.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=False)
+        self._timeout = timeout
 
     async def look(self) -> list[RoomNow]:
-        """Every room, by name."""
-        addresses = {**await asyncio.to_thread(self._found_here), **self._addresses}
-        names = sorted(addresses)[:_MAX_ROOMS]
-        return list(await asyncio.gather(*(self._ask(name, addresses[name]) for name in names)))
+        """Every instance of every room, by name."""
+        here = {**await asyncio.to_thread(self._found_here), **self._addresses}
+        answers = await ask(named(here)[:_MAX_ROOMS], self._timeout)
+        return sorted(map(room_of, answers), key=lambda one: (one.room, one.instance))
 
-    async def close(self) -> None:
-        """Let the connections go."""
-        await self._client.aclose()
-
-    def _found_here(self) -> dict[str, str]:
-        found = {}
+    def _found_here(self) -> dict[str, Sequence[str]]:
+        found: dict[str, Sequence[str]] = {}
         for file in sorted(self._run_folder.glob("*.http"))[:_MAX_ROOMS]:
             try:
-                found[file.stem] = f"http://{file.read_text(encoding='ascii').strip()}"
+                found[file.stem] = [file.read_text(encoding="ascii").strip()]
             except (OSError, UnicodeDecodeError):
                 continue  # It has just stopped.
         return found
 
-    async def _ask(self, name: str, address: str) -> RoomNow:
-        url = address if address.count("/") > 2 and not address.endswith("/") else f"{address.rstrip('/')}/metrics"
-        try:
-            async with self._client.stream("GET", url) as answer:
-                answer.raise_for_status()
-                body = b""
-                async for part in answer.aiter_bytes():
-                    body += part
-                    if len(body) > _MAX_ANSWER:
-                        return RoomNow(room=name, ready=None)
-        except (httpx2.HTTPError, httpx2.InvalidURL):
-            return RoomNow(room=name, ready=None)
-        return await asyncio.to_thread(read_metrics, name, body.decode("utf-8", "replace"))
 
-
-def read_metrics(name: str, text: str) -> RoomNow:
-    """A room from what its endpoint says; what it does not say is None, and a room that answers is ready unless it says
-    that it is not."""
-    ready, halted = True, ""
-    lag: list[float] = []
-    watermark: list[float] = []
-    try:
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == READY:
-                    ready = sample.value >= 1
-                elif sample.name == HALTED and sample.value >= 1:
-                    halted = sample.labels.get("error_type", "") or "HALTED"
-                elif sample.name == LAG:
-                    lag.append(sample.value)
-                elif sample.name == WATERMARK:
-                    watermark.append(sample.value)
-    except ValueError:
-        return RoomNow(room=name, ready=None)
+def room_of(answer: Answer) -> RoomNow:
+    """A room from what it answered; what it does not say is None."""
+    if answer.fault:
+        return RoomNow(room=answer.room, ready=None, why=answer.fault)
+    halted = answer.by(scraped("moderation.stream.halted"), "error_type")
     return RoomNow(
-        room=name,
-        ready=ready,
-        lag_seconds=max(lag, default=None),
-        watermark_seconds=max(watermark, default=None),
-        halted=halted,
+        room=answer.room,
+        instance=str(answer.document.get("instance", "")),
+        ready=bool(answer.document.get("ready")),
+        why=str(answer.document.get("why", "")),
+        lag_seconds=max(answer.by(scraped("moderation.stream.lag"), TOPIC_LABEL).values(), default=None),
+        watermark_seconds=max(
+            answer.by(scraped("moderation.stream.watermark.age"), TOPIC_LABEL).values(), default=None
+        ),
+        halted=next((reason or "HALTED" for reason, value in halted.items() if value >= 1), ""),
     )
 
 

@@ -82,24 +82,34 @@ def decision_count_rows(decisions: Iterable[Row]) -> list[Row]:
     """Rows of decision_counts for rows of decisions, in the order of their keys: two writers never wait in a circle."""
     counted = Counter(
         (
-            row["decided_unix_nano"] // MINUTE_NANOS,
             row["tenant_id"],
+            row["decided_unix_nano"] // MINUTE_NANOS,
             row["outcome"],
             within_ms(row["generated_unix_nano"], row["decided_unix_nano"]),
         )
         for row in decisions
     )
-    return _rows(("minute", "tenant_id", "outcome", "within_ms"), counted)
+    return _rows(("tenant_id", "minute", "outcome", "within_ms"), counted)
 
 
 def verdict_count_rows(decisions: Iterable[Row], said: Mapping[str, Sequence[Verdict]]) -> list[Row]:
     """Rows of verdict_counts for rows of decisions, ordered; ``said`` has the verdicts by decision_id."""
     counted = Counter(
-        (row["decided_unix_nano"] // HOUR_NANOS, row["tenant_id"], *verdict)
+        (row["tenant_id"], row["decided_unix_nano"] // HOUR_NANOS, *verdict)
         for row in decisions
         for verdict in said.get(row["decision_id"], ())
     )
-    return _rows(("hour", "tenant_id", *Verdict._fields), counted)
+    return _rows(("tenant_id", "hour", *Verdict._fields), counted)
+
+
+def total_rows(counts: Iterable[Row]) -> list[Row]:
+    """Rows of decision_totals or verdict_totals for rows of decision_counts or verdict_counts, ordered."""
+    totals: Counter[tuple[Any, ...]] = Counter()
+    names: list[str] = []
+    for row in counts:
+        names = names or [name for name in row if name not in ("tenant_id", "decisions")]
+        totals[tuple([row[name] for name in names])] += row["decisions"]
+    return _rows(names, totals)
 
 
 def _rows(names: Sequence[str], counted: Mapping[tuple[Any, ...], int]) -> list[Row]:

@@ -18,16 +18,30 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from pydantic_core import to_json
 from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, exc, inspect, make_url, text
 
 from seawall.core.errors import Fatal, Retryable
 from seawall.ledger.counts import HOUR_NANOS, MINUTE_NANOS
 from seawall.ledger.settings import DatabaseSettings
-from seawall.ledger.tables import DAILY, FILLED, decision_counts, verdict_counts
+from seawall.ledger.tables import (
+    DAILY,
+    FILLED,
+    decision_counts,
+    decision_totals,
+    verdict_counts,
+    verdict_totals,
+)
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 #: When a transaction's time is up (monotonic seconds), in its connection's notes.
 _UNTIL: Final = "seawall.until"
+#: Minutes' counts are kept of today and so many days before: no page asks for more than a day of them, and by tenant
+#: and latency they come near to a row a decision.
+_MINUTES_KEPT_DAYS: Final = 2
+#: What a writer of SQLite keeps in memory, KiB, and writes to the log before it goes into the file, pages of 4 KiB. Ids
+#: are by chance: with SQLite's own 2,000 and 1,000 nearly every row of a large ledger is a read and a write of a page.
+_WRITER_CACHE_KIB, _WRITER_LOG_PAGES = 131_072, 16_384
 #: Of SQLite's virtual machine; a look costs a microsecond, so many instructions some hundred.
 _INSTRUCTIONS_BETWEEN_LOOKS: Final = 20_000
 
@@ -54,6 +68,7 @@ def connect(settings: DatabaseSettings, *, bound_statements: bool = False) -> En
             )
             return create_engine(
                 url,
+                json_serializer=_json,
                 pool_pre_ping=True,
                 pool_timeout=settings.timeout_seconds,
                 connect_args={"connect_timeout": max(2, seconds), "options": options},
@@ -71,7 +86,9 @@ def _sqlite(file: str | None, settings: DatabaseSettings, *, bound_statements: b
     if not file or file == ":memory:":
         raise Fatal("BAD_SETTINGS", "database.url must name a file: rows in memory would not outlive the process")
     Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": settings.timeout_seconds})
+    engine = create_engine(
+        f"sqlite:///{file}", connect_args={"timeout": settings.timeout_seconds}, json_serializer=_json
+    )
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
@@ -84,6 +101,9 @@ def _sqlite(file: str | None, settings: DatabaseSettings, *, bound_statements: b
             connection.set_progress_handler(
                 lambda: monotonic() > record.info.get(_UNTIL, inf), _INSTRUCTIONS_BETWEEN_LOOKS
             )
+        else:
+            connection.execute(f"PRAGMA cache_size=-{_WRITER_CACHE_KIB}")
+            connection.execute(f"PRAGMA wal_autocheckpoint={_WRITER_LOG_PAGES}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -91,6 +111,10 @@ def _sqlite(file: str | None, settings: DatabaseSettings, *, bound_statements: b
         connection.exec_driver_sql("BEGIN")
 
     return engine
+
+
+def _json(value: object) -> str:
+    return to_json(value).decode()
 
 
 @contextlib.contextmanager
@@ -130,10 +154,10 @@ def _was_cut_short(error: exc.SQLAlchemyError) -> bool:
     return str(original) == "interrupted" or getattr(original, "sqlstate", None) == "57014"
 
 
-def migrate(engine: Engine) -> str:
-    """Bring the tables to this version. Returns the revision. Safe to run from several processes at once.
+def migrate(engine: Engine, revision: str = "head") -> str:
+    """Bring the tables to this version, or up to an earlier one. Returns the revision.
 
-    Raises Retryable and Fatal as `retryable`.
+    Safe to run from several processes at once. Raises Retryable and Fatal as `retryable`.
     """
     with retryable("migrate"), engine.begin() as connection:
         if connection.dialect.name == "postgresql":
@@ -142,7 +166,7 @@ def migrate(engine: Engine) -> str:
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
         return MigrationContext.configure(connection).get_current_revision() or ""
 
 
@@ -176,7 +200,8 @@ def make_days(connection: Connection, days: Collection[date]) -> None:
 
 def forget_days(engine: Engine, keep_days: int, today: date | None = None) -> int:
     """Delete days older than ``keep_days``. Returns how many days there were of each table, together."""
-    first = (today or datetime.now(UTC).date()) - timedelta(days=keep_days)
+    today = today or datetime.now(UTC).date()
+    first = today - timedelta(days=keep_days)
     gone = 0
     with retryable("delete old days"), engine.begin() as connection:
         if connection.dialect.name == "postgresql":
@@ -189,10 +214,17 @@ def forget_days(engine: Engine, keep_days: int, today: date | None = None) -> in
         else:
             for table in DAILY:
                 gone += connection.execute(delete(table).where(table.c.day < first)).rowcount > 0
-        begin = int(datetime.combine(first, time(), UTC).timestamp()) * 1_000_000_000
-        connection.execute(delete(decision_counts).where(decision_counts.c.minute < begin // MINUTE_NANOS))
-        connection.execute(delete(verdict_counts).where(verdict_counts.c.hour < begin // HOUR_NANOS))
+        for hours in (verdict_counts, verdict_totals):
+            connection.execute(delete(hours).where(hours.c.hour < _begin(first) // HOUR_NANOS))
+        counted = max(first, today - timedelta(days=_MINUTES_KEPT_DAYS))
+        for minutes in (decision_counts, decision_totals):
+            connection.execute(delete(minutes).where(minutes.c.minute < _begin(counted) // MINUTE_NANOS))
     return gone
+
+
+def _begin(day: date) -> int:
+    """Of a UTC day, Unix nanoseconds."""
+    return int(datetime.combine(day, time(), UTC).timestamp()) * 1_000_000_000
 
 
 def empty(engine: Engine) -> None:

@@ -120,7 +120,7 @@ class Engine:
             for partition, position in read.items():
                 if partition in self._next:
                     self._next[partition] = position.next_offset
-            self.written += sum(len(found) for found in (rows.decisions, rows.dead_letters, rows.unreadable))
+            self.written += rows.records
             return True
 
     async def _stay_a_member(self) -> None:

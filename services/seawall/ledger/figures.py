@@ -7,12 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Engine, RowMapping, Select, func, select
+from sqlalchemy import Engine, RowMapping, Select, Table, func, select
 
 from seawall.api.decision.v1 import decision_pb2
 from seawall.ledger.counts import HOUR_NANOS, LATENCY_BOUNDS, MINUTE_NANOS, NO_LATENCY
 from seawall.ledger.database import retryable
-from seawall.ledger.tables import artefacts, dead_letters, decision_counts, decisions, verdict_counts
+from seawall.ledger.queries import UNRESOLVED, day_of
+from seawall.ledger.tables import (
+    artefacts,
+    dead_letters,
+    decision_counts,
+    decision_totals,
+    decisions,
+    verdict_counts,
+    verdict_totals,
+)
 
 #: Minutes that one question may span: a day and an hour.
 MAX_MINUTES: Final = 1_500
@@ -43,21 +52,17 @@ def minutes(db: Engine, first: int, last: int, tenant_id: str | None = None) -> 
     """
     if not 0 <= last - first < MAX_MINUTES:
         raise ValueError(f"from {first} to {last} are no 1 to {MAX_MINUTES} minutes")
-    columns = decision_counts.c
-    query = (
-        select(columns.minute, columns.outcome, columns.within_ms, func.sum(columns.decisions))
-        .where(columns.minute.between(first, last))
-        .group_by(columns.minute, columns.outcome, columns.within_ms)
-    )
-    if tenant_id is not None:
-        query = query.where(columns.tenant_id == tenant_id)
+    table = decision_totals if tenant_id is None else decision_counts
+    columns = table.c
+    query: Select[Any] = select(columns.minute, columns.outcome, columns.within_ms, columns.decisions)
+    query = _of_tenant(query.where(columns.minute.between(first, last)), table, tenant_id)
     made = [Minute() for _ in range(first, last + 1)]
     with retryable("count"), db.connect() as connection:
         for minute, outcome, within_ms, count in connection.execute(query):
             one = made[minute - first]
-            one.outcomes[outcome] += int(count)
+            one.outcomes[outcome] += count
             if within_ms != NO_LATENCY:
-                one.latencies[within_ms] += int(count)
+                one.latencies[within_ms] += count
     return made
 
 
@@ -84,14 +89,17 @@ def verdicts(db: Engine, since: int, tenant_id: str | None = None) -> Sequence[R
 
     Columns: those of verdict_counts but for hour and tenant_id. Raises as `minutes`.
     """
-    columns = verdict_counts.c
-    keys = [column for column in verdict_counts.primary_key if column.name not in ("hour", "tenant_id")]
-    counted = func.sum(columns.decisions).label("decisions")
-    query = select(*keys, counted).where(columns.hour >= since // HOUR_NANOS).group_by(*keys)
-    if tenant_id is not None:
-        query = query.where(columns.tenant_id == tenant_id)
+    table = verdict_totals if tenant_id is None else verdict_counts
+    keys = [column for column in table.primary_key if column.name not in ("hour", "tenant_id")]
+    counted = func.sum(table.c.decisions).label("decisions")
+    query = select(*keys, counted).where(table.c.hour >= since // HOUR_NANOS).group_by(*keys)
+    query = _of_tenant(query, table, tenant_id)
     with retryable("count"), db.connect() as connection:
         return connection.execute(query.order_by(counted.desc()).limit(_MAX_ROWS)).mappings().all()
+
+
+def _of_tenant(query: Select[Any], table: Table, tenant_id: str | None) -> Select[Any]:
+    return query if tenant_id is None else query.where(table.c.tenant_id == tenant_id)
 
 
 def versions(db: Engine) -> Sequence[RowMapping]:
@@ -111,11 +119,14 @@ class DeadLetterCount(NamedTuple):
 
 
 def dead_letters_since(db: Engine, since: int) -> list[DeadLetterCount]:
-    """Dead letters by room and reason, of the newest MAX_DEAD_LETTERS since an instant. Raises as `minutes`."""
+    """Dead letters that nobody has dealt with, by room and reason, of the newest MAX_DEAD_LETTERS since an instant.
+
+    Raises as `minutes`.
+    """
     columns = dead_letters.c
     newest = (
         select(columns.room, columns.reason, columns.create_unix_nano)
-        .where(columns.create_unix_nano >= since)
+        .where(columns.resolution == UNRESOLVED, columns.create_unix_nano >= since)
         .order_by(columns.create_unix_nano.desc())
         .limit(MAX_DEAD_LETTERS)
         .subquery()
@@ -137,14 +148,15 @@ def open_holds(db: Engine, since: int, tenant_id: str | None = None) -> Sequence
     Columns: day, generation_id, attempt, decided_unix_nano. Raises as `minutes`.
     """
     columns = decisions.c
-    held = (
+    held: Select[Any] = (
         select(columns.day, columns.generation_id, columns.attempt, columns.decided_unix_nano)
-        .where(decisions.c.outcome == decision_pb2.OUTCOME_HOLD, decisions.c.decided_unix_nano >= since)
-        .order_by(decisions.c.decided_unix_nano.desc())
+        .where(columns.outcome == decision_pb2.OUTCOME_HOLD, columns.decided_unix_nano >= since)
+        .order_by(columns.decided_unix_nano.desc())
         .limit(_MAX_ROWS)
     )
-    if tenant_id is not None:
-        held = held.where(decisions.c.tenant_id == tenant_id)
+    held = _of_tenant(held, decisions, tenant_id)
+    if db.dialect.name == "postgresql":
+        held = held.where(columns.day >= day_of(since))
     newest, later = held.subquery(), decisions.alias("later")
     after = select(later.c.decision_id).where(
         later.c.generation_id == newest.c.generation_id,

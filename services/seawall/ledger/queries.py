@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, RowMapping, Select, and_, func, or_, select
 
+from seawall.api.dead_letter.v1 import dead_letter_pb2
 from seawall.ledger.database import retryable
 from seawall.ledger.tables import (
     artefact_set_uses,
@@ -25,6 +26,8 @@ from seawall.ledger.tables import (
 MAX_PAGE: Final = 500
 #: Artefact sets that a search by model or list looks into; each change of a list makes one.
 _MAX_SETS: Final = 200
+#: Of a dead letter that nobody has dealt with.
+UNRESOLVED: Final = dead_letter_pb2.RESOLUTION_UNSPECIFIED
 #: 9999-12-31T23:59:59Z
 _LAST_SECOND: Final = 253_402_300_799
 
@@ -101,9 +104,9 @@ def _query(wanted: Filter, after: Cursor | None, *, with_summary: bool) -> Selec
 
 def _days(wanted: Filter, after: Cursor | None) -> list[Any]:
     """A decision's day follows from its time, and tells PostgreSQL which partitions it need not look into."""
-    days = [] if wanted.since is None else [decisions.c.day >= _day(wanted.since)]
+    days = [] if wanted.since is None else [decisions.c.day >= day_of(wanted.since)]
     latest = _latest(wanted, after)
-    return days if latest is None else [*days, decisions.c.day <= _day(latest)]
+    return days if latest is None else [*days, decisions.c.day <= day_of(latest)]
 
 
 def _latest(wanted: Filter, after: Cursor | None) -> int | None:
@@ -112,7 +115,7 @@ def _latest(wanted: Filter, after: Cursor | None) -> int | None:
     return min(bounds, default=None)
 
 
-def _day(unix_nano: int) -> date:
+def day_of(unix_nano: int) -> date:
     """The UTC date of an instant; one beyond the calendar is its last day."""
     return datetime.fromtimestamp(min(max(unix_nano // 1_000_000_000, 0), _LAST_SECOND), UTC).date()
 
@@ -144,7 +147,7 @@ def _of_sets(connection: Connection, query: Select[Any], sets: Select[Any], limi
             decisions.c.artefact_set == artefact_set, decisions.c.decided_unix_nano.between(first, last)
         )
         if connection.dialect.name == "postgresql":
-            of_set = of_set.where(decisions.c.day.between(_day(first), _day(last)))
+            of_set = of_set.where(decisions.c.day.between(day_of(first), day_of(last)))
         found = sorted(chain(found, connection.execute(of_set).mappings()), key=_newest, reverse=True)[:limit]
     return found
 
@@ -172,14 +175,13 @@ def _conditions(wanted: Filter) -> list[Any]:
 
 
 def find_dead_letters(
-    db: Engine, *, room: str | None = None, reason: str | None = None, limit: int = 50
+    db: Engine, *, room: str | None = None, reason: str | None = None, resolved: bool = False, limit: int = 50
 ) -> Sequence[RowMapping]:
-    """Dead letters, newest first."""
-    query = select(dead_letters).order_by(dead_letters.c.create_unix_nano.desc())
-    if room is not None:
-        query = query.where(dead_letters.c.room == room)
-    if reason is not None:
-        query = query.where(dead_letters.c.reason == reason)
+    """Dead letters, newest first: those that nobody has dealt with, or those that somebody has."""
+    columns = dead_letters.c
+    conditions = [columns.resolution != UNRESOLVED if resolved else columns.resolution == UNRESOLVED]
+    conditions += [column == value for column, value in ((columns.room, room), (columns.reason, reason)) if value]
+    query = select(dead_letters).where(*conditions).order_by(columns.create_unix_nano.desc())
     with retryable("search"), db.connect() as connection:
         return connection.execute(query.limit(min(max(limit, 1), MAX_PAGE))).mappings().all()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, Final
@@ -47,8 +47,16 @@ class Rows:
     #: What every bundle said, by decision_id.
     verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
     dead_letters: list[Row] = field(default_factory=list)
+    #: What became of letters, in the order it was read: parameters of the writer's update.
+    resolutions: list[Row] = field(default_factory=list)
     unreadable: list[Row] = field(default_factory=list)
-    _keys: dict[frozenset[tuple[int, str, bytes, str]], str] = field(default_factory=dict)
+    #: Artefact sets by their artefacts as they came: most decisions of a batch rest on the same.
+    _keys: dict[tuple[bytes, ...], str] = field(default_factory=dict)
+
+    @property
+    def records(self) -> int:
+        """How many records they are of."""
+        return sum(map(len, (self.decisions, self.dead_letters, self.resolutions, self.unreadable)))
 
     @property
     def days(self) -> set[date]:
@@ -71,7 +79,7 @@ class Rows:
             self._decision(decision, record)
 
     def add_dead_letter(self, record: Record) -> None:
-        """The row of one record of dead_letters.v1."""
+        """The row of one record of dead_letters.v1: a letter, or what became of one."""
         try:
             letter = dead_letter_pb2.DeadLetter.FromString(record.value or b"")
             if len(letter.dead_letter_id) != 32:
@@ -83,7 +91,15 @@ class Rows:
             self._unreadable(record, error.reason)
             return
         if letter.resolution:
-            return  # what became of a letter: `seawall dlq` reads it in the topic
+            self.resolutions.append(
+                {
+                    "letter": fitting(letter.dead_letter_id, 32),
+                    "became": letter.resolution,
+                    "by": fitting(letter.resolved_by, 160),
+                    "at": record.offset,
+                }
+            )
+            return
         self.dead_letters.append(
             {
                 "dead_letter_id": fitting(letter.dead_letter_id, 32),
@@ -98,17 +114,28 @@ class Rows:
                 "offset": record.offset,
                 "create_unix_nano": min(letter.create_unix_nano, _LAST),
                 "original_size_bytes": letter.original_size_bytes,
+                "resolution": dead_letter_pb2.RESOLUTION_UNSPECIFIED,
+                "resolved_by": "",
+                "last_offset": record.offset,
             }
         )
 
     def _decision(self, decision: decision_pb2.Decision, record: Record) -> None:
         day = datetime.fromtimestamp(decision.decided_unix_nano // _NANOS, UTC).date()
+        decision_id = decision.decision_id
         trace = TraceContext.parse(decision.traceparent)
-        model = decision.model
+        model, of = decision.model, decision.generation_record
+        signals: Row = {}
+        media: list[tuple[str, bytes]] = []
+        artefacts: list[signal_pb2.Artefact] = []
+        for joined in decision.signals:
+            signal = joined.signal
+            signals[signal.stage] = _signal(signal, media)
+            artefacts.extend(signal.artefacts)
         self.decisions.append(
             {
                 "day": day,
-                "decision_id": fitting(decision.decision_id, 32),
+                "decision_id": fitting(decision_id, 32),
                 "generation_id": fitting(decision.generation_id, 160),
                 "attempt": decision.attempt,
                 "kind": decision.kind,
@@ -125,37 +152,33 @@ class Rows:
                 "generated_unix_nano": min(decision.generation_log_unix_nano, _LAST),
                 "decided_unix_nano": decision.decided_unix_nano,
                 "trace_id": trace.trace_id if trace else None,
-                "generation_partition": decision.generation_record.partition,
-                "generation_offset": decision.generation_record.offset,
+                "generation_partition": of.partition,
+                "generation_offset": of.offset,
                 "partition": record.partition,
                 "offset": record.offset,
                 "rescanned": decision.rescanned,
-                "artefact_set": self._artefact_set(joined.signal for joined in decision.signals),
-                "summary": _summary(decision),
+                "artefact_set": self._artefact_set(artefacts),
+                "summary": _summary(decision, signals),
             }
         )
-        self.verdicts[decision.decision_id] = verdicts(decision)
-        for joined in decision.signals:
-            for item in joined.signal.items:
-                for found in item.hashes:
-                    if found.hash_type == "sha256":
-                        self.contents.append(
-                            {
-                                "day": day,
-                                "sha256": found.value.hex()[:64],
-                                "decision_id": decision.decision_id,
-                                "item_id": fitting(item.item_id, 64),
-                            }
-                        )
+        self.verdicts[decision_id] = verdicts(decision)
+        for item_id, sha256 in media:
+            self.contents.append(
+                {
+                    "day": day,
+                    "sha256": sha256.hex()[:64],
+                    "decision_id": decision_id,
+                    "item_id": fitting(item_id, 64),
+                }
+            )
 
-    def _artefact_set(self, signals: Iterable[signal_pb2.Signal]) -> str:
-        """The digest of everything the signals rest on; its rows are noted."""
-        used = frozenset((a.kind, a.name, a.sha256, a.version) for signal in signals for a in signal.artefacts)
-        # Most decisions of a batch rest on the same.
-        if (known := self._keys.get(used)) is not None:
+    def _artefact_set(self, artefacts: Sequence[signal_pb2.Artefact]) -> str:
+        """The digest of everything a decision rests on; its rows are noted."""
+        as_they_came = tuple([one.SerializeToString() for one in artefacts])
+        if (known := self._keys.get(as_they_came)) is not None:
             return known
         digest = hashlib.sha256()
-        ordered = sorted(used)
+        ordered = sorted({(one.kind, one.name, one.sha256, one.version) for one in artefacts})
         for kind, name, sha256, version in ordered:
             digest.update(f"{kind}\x1f{name}\x1f{sha256.hex()}\x1f{version}\x1e".encode())
         key = digest.hexdigest()[:32]
@@ -170,7 +193,7 @@ class Rows:
                 }
                 for kind, name, sha256, version in ordered
             ]
-        self._keys[used] = key
+        self._keys[as_they_came] = key
         return key
 
     def _unreadable(self, record: Record, reason: str) -> None:
@@ -179,7 +202,7 @@ class Rows:
         )
 
 
-def _summary(decision: decision_pb2.Decision) -> Row:
+def _summary(decision: decision_pb2.Decision, signals: Row) -> Row:
     return {
         "missing": list(decision.missing_stages),
         "rules": [hit.rule_id for hit in decision.rule_hits],
@@ -187,30 +210,43 @@ def _summary(decision: decision_pb2.Decision) -> Row:
             [one.label, round(one.score, 4) if one.HasField("score") else None, one.value, one.reached]
             for one in decision.comparisons
         ],
-        "signals": {joined.signal.stage: _signal(joined.signal) for joined in decision.signals},
+        "signals": signals,
     }
 
 
-def _signal(signal: signal_pb2.Signal) -> Row:
-    worst = max((item.status for item in signal.items), key=lambda status: _WORSE.get(status, 4), default=0)
+def _signal(signal: signal_pb2.Signal, media: list[tuple[str, bytes]]) -> Row:
+    """What a stage measured, all items together. The media it saw are added to ``media``: item_id, SHA-256.
+
+    One pass: each look into a message makes an object.
+    """
+    status, worst, count = 0, -1, 0
+    reasons: set[str] = set()
     scores: dict[str, float] = {}
+    matches: list[list[str | int]] = []
     for item in signal.items:
+        count += 1
+        grade = _WORSE.get(item.status, 4)
+        if grade > worst:
+            status, worst = item.status, grade
+        if item.reason:
+            reasons.add(item.reason)
         for label in item.labels:
             # Most labels of most items are 0, and say nothing by being named.
-            if label.score > scores.get(label.label, 0.0):
-                scores[label.label] = round(label.score, 4)
-    matches = [
-        [match.bank, match.entry_id, match.hash_type, match.distance, match.variant]
-        for item in signal.items
-        for match in item.matches
-    ]
+            if (score := label.score) > scores.get(label.label, 0.0):
+                scores[label.label] = round(score, 4)
+        for match in item.matches:
+            if len(matches) < _MOST_MATCHES:
+                matches.append([match.bank, match.entry_id, match.hash_type, match.distance, match.variant])
+        for found in item.hashes:
+            if found.hash_type == "sha256":
+                media.append((item.item_id, found.value))
     timings = signal.timings
     return {
-        "status": _STATUS.get(signal_pb2.ItemStatus.ValueType(worst), "UNKNOWN"),
-        "reasons": sorted({item.reason for item in signal.items if item.reason}),
-        "items": len(signal.items),
+        "status": _STATUS.get(signal_pb2.ItemStatus.ValueType(status), "UNKNOWN"),
+        "reasons": sorted(reasons),
+        "items": count,
         "scores": scores,
-        "matches": matches[:_MOST_MATCHES],
+        "matches": matches,
         "relay": signal.relay_instance,
         "service": signal.service_instance,
         "rpc_attempts": signal.rpc_attempts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 
 import uvloop
@@ -22,6 +23,8 @@ from seawall.runtime.settings import load_settings
 ROOM = "ledger"
 _FORGET_SECONDS = 3_600.0
 _LOOK_SECONDS = 0.5
+#: Objects made since the last look for garbage that let the collector look again; a batch makes about as many.
+_COLLECT_AFTER = 50_000
 
 
 def main() -> None:
@@ -39,6 +42,13 @@ def main() -> None:
         telemetry.shutdown()
 
 
+def collect_rarely() -> None:
+    """Rows hold no circles, so nothing of a batch is garbage that only the collector finds: at its own pace it would go
+    through each batch, and all that was imported, again and again, for two fifths of the time that rows take."""
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
+
+
 async def _run(settings: LedgerSettings) -> None:
     names = topics.TopicNames(settings.kafka.topic_prefix)
     broker = KafkaBroker(settings.kafka)
@@ -48,6 +58,7 @@ async def _run(settings: LedgerSettings) -> None:
         # Nobody else owns the file; a shared database is migrated on purpose, by a person or a Helm hook.
         database.migrate(db)
     database.check_migrated(db)
+    collect_rarely()
     observer = StreamObserver(ROOM)
     group, member = f"{settings.kafka.topic_prefix}{ROOM}", settings.kafka.instance
     # Two groups, because their topics have different numbers of partitions.

@@ -116,8 +116,13 @@ dead_letters: Final = Table(
     Column("offset", BigInteger, nullable=False),
     Column("create_unix_nano", BigInteger, nullable=False),
     Column("original_size_bytes", BigInteger, nullable=False),
-    Index("dead_letters_by_time", "create_unix_nano"),
-    Index("dead_letters_by_room", "room", "reason", "create_unix_nano"),
+    # What became of it, a dead_letter.v1.Resolution: 0 while nobody has dealt with it; and who did.
+    Column("resolution", SmallInteger, nullable=False, server_default="0"),
+    Column("resolved_by", String(_ID), nullable=False, server_default=""),
+    # Of the newest record about it: the letter, its repeat, or what became of it.
+    Column("last_offset", BigInteger, nullable=False, server_default="-1"),
+    Index("dead_letters_by_time", "resolution", "create_unix_nano"),
+    Index("dead_letters_by_room", "room", "reason", "resolution", "create_unix_nano"),
 )
 
 #: Records that could not be read: what a search cannot find must be visible.
@@ -143,36 +148,46 @@ positions: Final = Table(
     Column("missed", BigInteger, nullable=False),
 )
 
-#: How many decisions there were, so that nobody counts rows: by minute, tenant, outcome and time taken.
-decision_counts: Final = Table(
-    "decision_counts",
-    metadata,
-    # Of the decision's own time, minutes since 1970.
-    Column("minute", Integer, primary_key=True),
-    Column("tenant_id", String(_ID), primary_key=True),
-    Column("outcome", SmallInteger, primary_key=True),
-    # From the generation's log time to the decision's: at most so many milliseconds, a bound of counts.LATENCY_BOUNDS.
-    Column("within_ms", Integer, primary_key=True),
-    Column("decisions", BigInteger, nullable=False),
-)
 
-#: What each bundle, and each rule in shadow, said, beside what was decided; by hour and tenant.
-verdict_counts: Final = Table(
-    "verdict_counts",
-    metadata,
-    # Hours since 1970.
-    Column("hour", Integer, primary_key=True),
-    Column("tenant_id", String(_ID), primary_key=True),
-    # A counts.Role: who said it.
-    Column("role", SmallInteger, primary_key=True),
-    Column("policy_name", String(_ID), primary_key=True),
-    Column("policy_version", String(_ID), primary_key=True),
-    Column("bundle_digest", String(_DIGEST), primary_key=True),
-    Column("rule_id", String(_ID), primary_key=True),
-    Column("outcome", SmallInteger, primary_key=True),
-    Column("decided_outcome", SmallInteger, primary_key=True),
-    Column("decisions", BigInteger, nullable=False),
-)
+def _by_minute() -> list[Column[Any]]:
+    return [
+        # Of the decision's own time, minutes since 1970.
+        Column("minute", Integer, primary_key=True),
+        Column("outcome", SmallInteger, primary_key=True),
+        # From the generation's log time to the decision's: at most so many milliseconds, of counts.LATENCY_BOUNDS.
+        Column("within_ms", Integer, primary_key=True),
+        Column("decisions", BigInteger, nullable=False),
+    ]
+
+
+def _by_verdict() -> list[Column[Any]]:
+    return [
+        # Hours since 1970.
+        Column("hour", Integer, primary_key=True),
+        # A counts.Role: who said it.
+        Column("role", SmallInteger, primary_key=True),
+        Column("policy_name", String(_ID), primary_key=True),
+        Column("policy_version", String(_ID), primary_key=True),
+        Column("bundle_digest", String(_DIGEST), primary_key=True),
+        Column("rule_id", String(_ID), primary_key=True),
+        Column("outcome", SmallInteger, primary_key=True),
+        Column("decided_outcome", SmallInteger, primary_key=True),
+        Column("decisions", BigInteger, nullable=False),
+    ]
+
+
+def _tenant() -> Column[Any]:
+    # First of the key: what is asked of one tenant lies together.
+    return Column("tenant_id", String(_ID), primary_key=True)
+
+
+_KEYED: Final[dict[str, Any]] = {"sqlite_with_rowid": False}
+#: How many decisions there were, so that nobody counts rows: by minute, outcome and time taken; by tenant, and of all.
+decision_counts: Final = Table("decision_counts", metadata, _tenant(), *_by_minute(), **_KEYED)
+decision_totals: Final = Table("decision_totals", metadata, *_by_minute(), **_KEYED)
+#: What each bundle, and each rule in shadow, said, beside what was decided; by hour; by tenant, and of all.
+verdict_counts: Final = Table("verdict_counts", metadata, _tenant(), *_by_verdict(), **_KEYED)
+verdict_totals: Final = Table("verdict_totals", metadata, *_by_verdict(), **_KEYED)
 
 #: When each set was used, from first to last: where in time a search by artefact has to look.
 artefact_set_uses: Final = Table(
@@ -218,6 +233,8 @@ FILLED: Final = (
     unreadable,
     positions,
     decision_counts,
+    decision_totals,
     verdict_counts,
+    verdict_totals,
     artefacts,
 )

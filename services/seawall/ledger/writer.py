@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, Table, case, select
+from sqlalchemy import BindParameter, Connection, Engine, Table, bindparam, case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from seawall.ledger.counts import artefact_rows, decision_count_rows, use_rows, verdict_count_rows
+from seawall.ledger.counts import artefact_rows, decision_count_rows, total_rows, use_rows, verdict_count_rows
 from seawall.ledger.database import make_days, retryable
 from seawall.ledger.rows import Row, Rows
 from seawall.ledger.tables import (
@@ -18,10 +18,12 @@ from seawall.ledger.tables import (
     contents,
     dead_letters,
     decision_counts,
+    decision_totals,
     decisions,
     positions,
     unreadable,
     verdict_counts,
+    verdict_totals,
 )
 from seawall.runtime.broker import TopicPartition
 
@@ -65,11 +67,14 @@ class Writer:
             self._add(connection, decisions, rows.decisions)
             self._add(connection, contents, rows.contents)
             self._add(connection, artefact_sets, [row for found in sets.values() for row in found])
-            self._add(connection, dead_letters, rows.dead_letters)
+            self._letters(connection, rows)
             self._add(connection, unreadable, rows.unreadable)
             # Last, because every writer of a minute waits for its row.
-            self._sum(connection, decision_counts, decision_count_rows(new))
-            self._sum(connection, verdict_counts, verdict_count_rows(new, rows.verdicts))
+            counted, said = decision_count_rows(new), verdict_count_rows(new, rows.verdicts)
+            self._sum(connection, decision_counts, counted)
+            self._sum(connection, decision_totals, total_rows(counted))
+            self._sum(connection, verdict_counts, said)
+            self._sum(connection, verdict_totals, total_rows(said))
             self._widen(connection, artefact_set_uses, uses)
             self._widen(connection, artefacts, artefact_rows(uses, rows.artefact_sets))
         if len(self._known) > _KNOWN_SETS:
@@ -128,6 +133,28 @@ class Writer:
     def _add(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
         if rows:
             connection.execute(self._insert(table).on_conflict_do_nothing(), rows)
+
+    def _letters(self, connection: Connection, rows: Rows) -> None:
+        """Letters, and what became of them. The newest record about a letter counts: one that is repeated after it was
+        dealt with is open again."""
+        if rows.dead_letters:
+            new = self._insert(dead_letters)
+            changed = ("resolution", "resolved_by", "last_offset")
+            again = new.on_conflict_do_update(
+                index_elements=[dead_letters.c.dead_letter_id],
+                set_={name: new.excluded[name] for name in changed},
+                where=new.excluded.last_offset > dead_letters.c.last_offset,
+            )
+            connection.execute(again, rows.dead_letters)
+        if rows.resolutions:
+            letter = dead_letters.c
+            at: BindParameter[int] = bindparam("at")
+            dealt_with = (
+                update(dead_letters)
+                .where(letter.dead_letter_id == bindparam("letter"), letter.last_offset < at)
+                .values(resolution=bindparam("became"), resolved_by=bindparam("by"), last_offset=at)
+            )
+            connection.execute(dealt_with, rows.resolutions)
 
     def _advance(self, connection: Connection, read: Mapping[TopicPartition, Position]) -> None:
         if not read:

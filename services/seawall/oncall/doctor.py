@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from seawall import __version__
 from seawall.core.errors import Retryable
-from seawall.oncall.rooms import Answer, Endpoint, ask
+from seawall.oncall.rooms import Answer, Endpoint, ask, mend
 from seawall.oncall.status import LATE_SECONDS, NO_ANSWER, NOT_READY, Overview, RoomLine
 from seawall.runtime import topics
 from seawall.runtime.broker import Broker, Replicas, TopicPartition
@@ -46,6 +46,14 @@ class Finding(NamedTuple):
     check: str
     what: str
     mend: str
+
+
+def _broken(check: str, what: str, mend: str) -> Finding:
+    return Finding(Level.BROKEN, check, what, mend)
+
+
+def _soon(check: str, what: str, mend: str) -> Finding:
+    return Finding(Level.SOON, check, what, mend)
 
 
 @dataclass
@@ -100,15 +108,12 @@ def examine(found: Gathered) -> list[Finding]:
 
 def _kafka(found: Gathered) -> Iterator[Finding]:
     if found.kafka_fault:
-        yield Finding(
-            Level.BROKEN, "kafka", found.kafka_fault, "see whether the brokers are up and reachable from here"
-        )
+        yield _broken("kafka", found.kafka_fault, "see whether the brokers are up and reachable from here")
     for problem in found.problems:
-        yield Finding(Level.BROKEN, "topics", f"{problem.topic} {problem.what}", problem.mend)
+        yield _broken("topics", f"{problem.topic} {problem.what}", problem.mend)
     short = [f"{one.topic}/{one.partition}" for one, copies in found.replicas.items() if copies.in_sync < copies.wanted]
     if short:
-        yield Finding(
-            Level.BROKEN,
+        yield _broken(
             "replicas",
             f"{len(short)} partitions have copies that are behind or gone: {', '.join(sorted(short)[:5])}",
             "bring the broker back that is missing; below min.insync.replicas nothing is acknowledged, nothing lost",
@@ -118,46 +123,28 @@ def _kafka(found: Gathered) -> Iterator[Finding]:
 def _rooms(found: Gathered) -> Iterator[Finding]:
     for line in found.rooms:
         if line.state == NO_ANSWER:
-            yield Finding(
-                Level.BROKEN, "rooms", f"{line.room} does not answer: {line.why}", "look at its log, then restart it"
-            )
+            yield _broken("rooms", f"{line.room} does not answer: {line.why}", "look at its log, then restart it")
         elif line.state == NOT_READY:
-            yield Finding(
-                Level.BROKEN, "rooms", f"{line.room} is not ready: {line.why or 'it does not say why'}", _mend(line.why)
-            )
+            yield _broken("rooms", f"{line.room} is not ready: {line.why or 'it does not say why'}", mend(line.why))
         if line.lag_seconds is not None and line.lag_seconds > LATE_SECONDS:
-            yield Finding(
-                Level.BROKEN,
+            yield _broken(
                 "lag",
                 f"{line.room} is {line.lag_seconds:.0f} s late, {line.lag_records} records",
                 "see `seawall status`: if its rate is 0 it is stuck (look at its log), else add replicas",
             )
         if line.spans_dropped:
-            yield Finding(
-                Level.SOON,
+            yield _soon(
                 "telemetry",
                 f"{line.room} has dropped {line.spans_dropped:.0f} spans",
                 "see whether the collector is up; decisions are the same without it",
             )
 
 
-def _mend(why: str) -> str:
-    """The mend for a room that says why it is not ready."""
-    if why.startswith("FUSE_TRIPPED"):
-        return "`seawall dlq list` says what was set aside: mend or roll back, restart the room, `seawall dlq redrive`"
-    if why.startswith(("NO_BANKS", "EMPTY_BANK", "BANK_MISSING")):
-        return "`seawall banks stat`: pull or import the list again, or renew its card's `expires`"
-    if why.startswith(("BROKER_UNAVAILABLE", "TOPIC_MISSING")):
-        return "see whether Kafka is up; the room goes on by itself"
-    return "look at its log; it says what mends it"
-
-
 def _versions(found: Gathered) -> Iterator[Finding]:
     spoken = {line.room: line.version for line in found.rooms if line.version}
     if len(set(spoken.values()) | {__version__}) > 1:
         listed = ", ".join(f"{room} {version}" for room, version in sorted(spoken.items()) if version != __version__)
-        yield Finding(
-            Level.SOON,
+        yield _soon(
             "versions",
             f"not of this version ({__version__}): {listed}",
             "finish the rollout, or roll it back",
@@ -168,8 +155,7 @@ def _versions(found: Gathered) -> Iterator[Finding]:
             digests.setdefault((line.room, one.get("kind", "policy"), one["name"]), set()).add(one["sha256"])
     for (room, kind, name), found_digests in sorted(digests.items()):
         if len(found_digests) > 1 and kind != "policy":
-            yield Finding(
-                Level.SOON,
+            yield _soon(
                 "digests",
                 f"instances of {room} rest on {len(found_digests)} versions of the {kind} {name}",
                 "give it a minute; if it stays, `seawall status --json` says which instance has which",
@@ -180,8 +166,7 @@ def _clocks(found: Gathered) -> Iterator[Finding]:
     for answer in found.answers:
         if not answer.fault and abs(answer.ahead) - answer.took / 2 > CLOCK_SECONDS:
             way = "ahead of" if answer.ahead > 0 else "behind"
-            yield Finding(
-                Level.SOON,
+            yield _soon(
                 "clocks",
                 f"the clock of {answer.room} ({answer.endpoint.address}) is {abs(answer.ahead):.1f} s {way} this one's",
                 "mend NTP there; decisions do not depend on it, the times in `seawall why` do",
@@ -203,8 +188,7 @@ def _lists(found: Gathered) -> Iterator[Finding]:
         for bank, changed in sorted(answer.by(scraped("moderation.bank.changed_time"), "moderation_bank").items()):
             age = (found.now - changed) / _DAY
             if age > LIST_DAYS:
-                yield Finding(
-                    Level.SOON,
+                yield _soon(
                     "lists",
                     f"the bank {bank} has not changed for {age:.0f} days",
                     "see whether `seawall banks pull` runs",
@@ -212,8 +196,7 @@ def _lists(found: Gathered) -> Iterator[Finding]:
         for model, loaded in sorted(answer.by(scraped("moderation.model.loaded_time"), "moderation_model").items()):
             age = (found.now - loaded) / _DAY
             if age > MODEL_DAYS:
-                yield Finding(
-                    Level.SOON,
+                yield _soon(
                     "models",
                     f"{model} was loaded {age:.0f} days ago",
                     "evaluate it on what you see now: docs/classification.md",
@@ -225,16 +208,14 @@ def _refusals(found: Gathered) -> Iterator[Finding]:
     for answer in found.answers:
         refused = answer.value(scraped("moderation.model.reloads"), moderation_model_reload_result="refused")
         if refused:
-            yield Finding(
-                Level.SOON,
+            yield _soon(
                 "refused",
                 f"{answer.room} has refused a changed model, rollout or pack {refused:.0f} times: what served goes on",
                 "its log says why; `seawall models check FOLDER`, then install a whole pack again",
             )
         for event in ("policy_refused", "policy_reload_crashed"):
             if answer.value(scraped("moderation.stream.events"), moderation_event=event):
-                yield Finding(
-                    Level.SOON,
+                yield _soon(
                     "refused",
                     f"{answer.room} met {event}: a changed policy is not in force",
                     "its log has line and mend; `seawall policy check FOLDER` says the same",
@@ -244,7 +225,7 @@ def _refusals(found: Gathered) -> Iterator[Finding]:
 def _certificates(found: Gathered) -> Iterator[Finding]:
     for setting, ends in sorted(found.certificates.items()):
         if isinstance(ends, str):
-            yield Finding(Level.BROKEN, "certificates", f"{setting}: {ends}", "name a readable PEM file")
+            yield _broken("certificates", f"{setting}: {ends}", "name a readable PEM file")
             continue
         left = (ends - found.now) / _DAY
         if left < CERTIFICATE_DAYS:

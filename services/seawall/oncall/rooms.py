@@ -8,18 +8,27 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 TIMEOUT_SECONDS = 2.0
+#: Of a metric by topic.
+TOPIC_LABEL = "messaging_destination_name"
 #: An answer that is longer is cut: no room says so much.
 _MAX_BYTES = 4 * 1024 * 1024
 #: Instances of one room that are asked.
 _MAX_INSTANCES = 64
+#: Of their own: a room that hangs holds one for some seconds, and must not keep anything else from running.
+_THREADS = ThreadPoolExecutor(32, "rooms")
+
+
+_T = TypeVar("_T")
 
 
 class Endpoint(NamedTuple):
@@ -64,10 +73,22 @@ class Answer:
         return found
 
 
+def named(rooms: Mapping[str, Sequence[str]]) -> list[Endpoint]:
+    """The endpoints of rooms by name, each with its addresses."""
+    return [Endpoint(room, address) for room, addresses in sorted(rooms.items()) for address in addresses]
+
+
 async def ask(endpoints: Sequence[Endpoint], timeout: float = TIMEOUT_SECONDS) -> list[Answer]:
     """Ask every instance; an address that names several hosts is several instances."""
-    resolved = await asyncio.gather(*(asyncio.to_thread(_instances, endpoint) for endpoint in endpoints))
+    resolved = await asyncio.gather(*(_resolved(endpoint, timeout) for endpoint in endpoints))
     return list(await asyncio.gather(*(_ask(one, timeout) for instances in resolved for one in instances)))
+
+
+async def _resolved(endpoint: Endpoint, timeout: float) -> list[Endpoint]:
+    try:
+        return await _in_thread(3 * timeout, _instances, endpoint)
+    except TimeoutError:
+        return [Endpoint(endpoint.room, "", f"{endpoint.address} was not resolved in {3 * timeout:g} s")]
 
 
 async def _ask(endpoint: Endpoint, timeout: float) -> Answer:
@@ -75,9 +96,15 @@ async def _ask(endpoint: Endpoint, timeout: float) -> Answer:
         return Answer(endpoint, fault=endpoint.why)
     try:
         # The thread has the same deadline for each of its waits; this one is for what trickles.
-        return await asyncio.wait_for(asyncio.to_thread(_fetch, endpoint, timeout), 3 * timeout)
+        return await _in_thread(3 * timeout, _fetch, endpoint, timeout)
     except TimeoutError:
         return Answer(endpoint, fault=f"no whole answer in {3 * timeout:g} s")
+
+
+async def _in_thread(seconds: float, work: Callable[..., _T], *arguments: object) -> _T:
+    """Raises TimeoutError; the thread ends by itself."""
+    running = asyncio.get_running_loop().run_in_executor(_THREADS, partial(work, *arguments))
+    return await asyncio.wait_for(running, seconds)
 
 
 def _fetch(endpoint: Endpoint, timeout: float) -> Answer:
@@ -125,3 +152,14 @@ def _instances(endpoint: Endpoint) -> list[Endpoint]:
         return [Endpoint(endpoint.room, "", f"{host} has no address ({error.strerror})")]
     addresses = sorted({str(entry[4][0]) for entry in found})[:_MAX_INSTANCES]
     return [Endpoint(endpoint.room, f"[{one}]:{port}" if ":" in one else f"{one}:{port}") for one in addresses]
+
+
+def mend(why: str) -> str:
+    """What mends a room that says why it is not ready."""
+    if why.startswith("FUSE_TRIPPED"):
+        return "`seawall dlq list` says what was set aside: mend or roll back, restart the room, `seawall dlq redrive`"
+    if why.startswith(("NO_BANKS", "EMPTY_BANK", "BANK_MISSING")):
+        return "`seawall banks stat`: pull or import the list again, or renew its card's `expires`"
+    if why.startswith(("BROKER_UNAVAILABLE", "TOPIC_MISSING")):
+        return "see whether Kafka is up; the room goes on by itself"
+    return "look at its log; it says what mends it"

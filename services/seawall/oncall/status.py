@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from seawall.core.errors import Retryable
 from seawall.oncall.lag import Lag, groups, lags
-from seawall.oncall.rooms import Answer, Endpoint, ask
+from seawall.oncall.rooms import TOPIC_LABEL, Answer, Endpoint, ask
 from seawall.runtime.broker import Broker
 from seawall.runtime.prometheus import scraped
 from seawall.runtime.topics import TopicNames
@@ -20,7 +20,6 @@ NO_ANSWER, NOT_READY, READY = "no answer", "not ready", "ready"
 LATE_SECONDS: Final = 60.0
 #: Kafka is asked for so long: a person waits (seconds).
 _KAFKA_SECONDS: Final = 6.0
-_TOPIC: Final = "messaging_destination_name"
 
 
 @dataclass
@@ -108,7 +107,9 @@ def _line(answer: Answer, before: Answer | None, found: Sequence[Lag]) -> RoomLi
         lag_seconds=seconds,
         lag_records=records,
         rate=_rate(answer, before),
-        watermark_age_seconds=max(answer.by(scraped("moderation.stream.watermark.age"), _TOPIC).values(), default=None),
+        watermark_age_seconds=max(
+            answer.by(scraped("moderation.stream.watermark.age"), TOPIC_LABEL).values(), default=None
+        ),
         version=str(document.get("version", "")),
         started=document.get("started"),
         clock_ahead_seconds=round(answer.ahead, 3),
@@ -126,7 +127,7 @@ def _rate(answer: Answer, before: Answer | None) -> float | None:
         scraped("moderation.stream.records"),
         scraped("moderation.batch.items"),
     )
-    now = answer.by(settled, _TOPIC) or {"": answer.value(items) or 0.0}
-    then = before.by(settled, _TOPIC) or {"": before.value(items) or 0.0}
+    now = answer.by(settled, TOPIC_LABEL) or {"": answer.value(items) or 0.0}
+    then = before.by(settled, TOPIC_LABEL) or {"": before.value(items) or 0.0}
     counted = max(value - then.get(topic, 0.0) for topic, value in now.items())
     return max(counted, 0.0) / (answer.at - before.at)

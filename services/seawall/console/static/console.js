@@ -37,11 +37,27 @@
     button.textContent = paused ? "Go on updating" : "Pause updates";
   }
 
+  /* Of the row that has the focus, else of the page's own button. */
+  function copyId() {
+    const id = document.activeElement.closest(".row")?.querySelector(".id");
+    const button = document.querySelector("[data-act=copy]");
+    if (id) copy(id.textContent, id);
+    else if (button) copy(button.dataset.copy, button);
+  }
+
+  function copy(text, from) {
+    navigator.clipboard?.writeText(text).then(() => {
+      document.getElementById("said").textContent = `Copied ${text}`;
+      from.classList.add("copied");
+      from.addEventListener("animationend", () => from.classList.remove("copied"), { once: true });
+    });
+  }
+
   const acts = {
     theme: toggleTheme,
     keys: showKeys,
     pause: togglePause,
-    copy: (button) => navigator.clipboard?.writeText(button.dataset.copy).then(() => { button.textContent = "Copied"; }),
+    copy: (button) => copy(button.dataset.copy, button),
   };
 
   document.addEventListener("click", (event) => {
@@ -68,6 +84,7 @@
       }
       case "j": moveRow(1); break;
       case "k": moveRow(-1); break;
+      case "c": copyId(); break;
       case "t": toggleTheme(); break;
       case "?": showKeys(); break;
     }
