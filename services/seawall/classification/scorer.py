@@ -24,7 +24,7 @@ from seawall.runtime.content import ContentStore
 from seawall.runtime.decoding import Decoder, Decoding, Frame, Unscannable
 from seawall.runtime.decoding.isolated import make_decoder
 from seawall.runtime.result_cache import ResultCache
-from seawall.runtime.workers import BEGUN, Begun
+from seawall.runtime.workers import Begun
 
 OK = signal_pb2.ITEM_STATUS_OK
 _HIT, _MISS = {metrics.CACHE_RESULT: "hit"}, {metrics.CACHE_RESULT: "miss"}
@@ -162,7 +162,7 @@ def load(settings: ClassificationSettings) -> Scorer:
     scorer = Scorer(
         lineup,
         ContentStore(settings.content),
-        decoded_by(make_decoder(settings.decoding, BEGUN * workers), settings.sampled_frames),
+        decoded_by(make_decoder(settings.decoding, workers), settings.sampled_frames),
         cache_size=settings.cached_results,
         trials=Trials(workers, settings.trial_seconds),
         provenance=Provenance(settings.provenance_anchors) if settings.provenance else None,
