@@ -19,7 +19,7 @@ from seawall.classification.reload import Reloader
 from seawall.classification.rollout import Rollout
 from seawall.classification.settings import ClassificationSettings
 from seawall.classification.trials import Trials
-from seawall.runtime import metrics, model_pack
+from seawall.runtime import huge_pages, metrics, model_pack
 from seawall.runtime.content import ContentStore
 from seawall.runtime.decoding import Decoder, Decoding, Frame, Unscannable
 from seawall.runtime.decoding.isolated import make_decoder
@@ -157,8 +157,14 @@ def load(settings: ClassificationSettings) -> Scorer:
     def read() -> Rollout:
         return rollouts.read(settings.rollout) if settings.rollout else Rollout(active=tuple(settings.classifiers))
 
+    def load_lineup(changed: Rollout, serving: Lineup | None = None) -> Lineup:
+        loaded = lineups.load(changed, options, serving)
+        # Proven: the models' memory is there, and all of it is used for every picture from now on.
+        huge_pages.use()
+        return loaded
+
     rollout = read()
-    lineup = lineups.load(rollout, options)
+    lineup = load_lineup(rollout)
     scorer = Scorer(
         lineup,
         ContentStore(settings.content),
@@ -170,7 +176,7 @@ def load(settings: ClassificationSettings) -> Scorer:
     if settings.reload_seconds:
         reloader = Reloader(
             read,
-            lambda changed, serving: lineups.load(changed, options, serving),
+            load_lineup,
             scorer.swap,
             (rollout, lineup),
             settings.rollout,

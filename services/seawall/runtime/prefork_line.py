@@ -12,9 +12,11 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import select
 import socket
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 from seawall.core.errors import Retryable
@@ -26,8 +28,6 @@ MESSAGE_BYTES: Final = 64 * 1024
 PATIENCE: Final = 1.0
 #: Shared memory of one worker above this is given back after use (bytes).
 _KEPT_BYTES: Final = 8 * 1024 * 1024
-#: The least that a socket waits (seconds): 0 would mean not at all, however much is there.
-_AT_LEAST: Final = 0.001
 _NOTHING: Final = mmap.mmap(-1, 1)
 
 
@@ -73,6 +73,8 @@ class Worker:
         ends of both."""
         self.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # It has room for every message that there can be at once.
+        ours.setblocking(False)
         size = self._places * self.place_bytes
         memory = os.memfd_create("seawall-worker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(memory, size)
@@ -95,8 +97,12 @@ class Worker:
     def receive(self) -> bytes:
         """What it says next; empty: it is dead. Raises TimeoutError when `due` has passed."""
         connection = self._connection()
-        connection.settimeout(max(self.due - time.monotonic(), _AT_LEAST))
         try:
+            # Mostly it is there: a socket with a time limit would ask the system for that first.
+            with suppress(BlockingIOError):
+                return connection.recv(MESSAGE_BYTES)
+            if not _readable(connection, self.due):
+                raise TimeoutError
             return connection.recv(MESSAGE_BYTES)
         except ConnectionError:
             return b""
@@ -204,6 +210,13 @@ class Turn:
         self.worker.line.remove(self)
         self._data = b""
         self.worker.start_clock()
+
+
+def _readable(connection: socket.socket, until: float) -> bool:
+    """Wait for a message, or the end of the other side; False: it is past the monotonic instant ``until``."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(max(until - time.monotonic(), 0.0) * 1000))
 
 
 def unavailable(what: str) -> Retryable:

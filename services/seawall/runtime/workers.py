@@ -183,10 +183,10 @@ class Workers:
 
     def _wait(self, begun: deque[tuple[Job, Begun]], bell: _Bell | None) -> int | None:
         """Sleep until one of ``begun`` can be finished, and say which, or, with ``bell``, until there may be a job."""
-        if begun and (place := _ready(begun, 0)) is not None:
-            return place
         if bell is None:
             return _ready(begun, None)
+        if begun and (place := _ready(begun, 0)) is not None:
+            return place
         with self._lock:
             if self._queue or (self._stopped and not begun):
                 return None

@@ -85,13 +85,13 @@ class IsolatedDecoder:
                 turn.touched = max(turn.touched, begin - turn.begin + found[0].pixels.size)
             return found
 
-        return self._begin(messages.Request(mode, min_side, most, 0, len(data), declared), data, take)
+        return self._begin(messages.Request(mode, min_side, most, len(data), declared), data, take)
 
     def measured(
         self, data: bytes, mode: Mode, min_side: int | None = None, declared: str = "", argument: str = ""
     ) -> Decoding[bytes]:
         """See `Decoder.measured`; errors as `frames`."""
-        request = messages.Request(mode, min_side, None, 0, len(data), declared, argument)
+        request = messages.Request(mode, min_side, None, len(data), declared, argument)
         return self._begin(request, data, lambda message, _: messages.take_measured(message))
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class _Elsewhere(Generic[Item]):
         self._workers.tidy()
         self._turn = turn = self._workers.pool.lease(but)
         try:
-            self._workers.send(turn, self._request._replace(begin=turn.begin).encode(), self._data)
+            self._workers.send(turn, self._request.encode(turn.begin), self._data)
         except BaseException:
             self._free()
             raise

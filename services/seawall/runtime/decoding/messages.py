@@ -37,15 +37,17 @@ class Request(NamedTuple):
     mode: Mode
     min_side: int | None
     most: int | None
-    #: Where in the shared memory the file is, and its length.
-    begin: int
+    #: Bytes of the file.
     length: int
     declared: str
     #: The argument of `Decoder.measured`; None: frames are wanted.
     argument: str | None = None
+    #: Where in the shared memory the file is.
+    begin: int = 0
 
-    def encode(self) -> bytes:
-        numbers = (_MODES.index(self.mode), self.min_side or 0, self.most or 0, self.begin, self.length)
+    def encode(self, begin: int) -> bytes:
+        """The message, for a file that is at ``begin``."""
+        numbers = (_MODES.index(self.mode), self.min_side or 0, self.most or 0, begin, self.length)
         declared = self.declared[:_MAX_DECLARED].replace("\0", " ")
         texts = f"{declared}\0{self.argument or ''}".encode(errors="replace")
         return _REQUEST.pack(*numbers, self.argument is not None) + texts
@@ -55,7 +57,7 @@ class Request(NamedTuple):
         mode, min_side, most, begin, length, measured = _REQUEST.unpack_from(message)
         declared, _, argument = message[_REQUEST.size :].decode(errors="replace").partition("\0")
         wanted = _MODES[mode], min_side or None, most or None
-        return cls(*wanted, begin, length, declared, argument if measured else None)
+        return cls(*wanted, length, declared, argument if measured else None, begin)
 
 
 class DecoderFailed(RuntimeError):
