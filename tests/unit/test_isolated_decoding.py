@@ -286,6 +286,8 @@ def test_what_stands_behind_a_file_that_takes_long_moves_to_another_worker(monke
         before = decoder.pids
         endless, film, last = begun(decoder, ENDLESS, GIF, STILL)
         assert endless.due > film.due == last.due
+        assert (film.late(), last.late()) == (False, False)
+        # The spare worker is this thread's now, and what is late stands there in line.
         assert (numbers(film), numbers(last)) == (list(range(7)), [0])
         assert deaths == []
         with pytest.raises(Unscannable, match="TOO_SLOW"):
@@ -294,6 +296,20 @@ def test_what_stands_behind_a_file_that_takes_long_moves_to_another_worker(monke
         assert len(set(decoder.pids) & set(before)) == 1
         # Whatever it was given before, it has forgotten.
         assert [len(frames(decoder, data, "gray")) for data in (STILL, GIF, STILL)] == [1, 7, 1]
+    finally:
+        decoder.close()
+
+
+def test_what_is_late_and_finds_no_worker_stays_where_it_is() -> None:
+    decoder = IsolatedDecoder(PATIENT.model_copy(update={"cpu_seconds": 1}), 1)
+    try:
+        endless, last = begun(decoder, ENDLESS, STILL)
+        due = last.due
+        assert not last.late()
+        assert last.due >= due
+        with pytest.raises(Unscannable, match="TOO_SLOW"):
+            next(endless)
+        assert numbers(last) == [0]
     finally:
         decoder.close()
 

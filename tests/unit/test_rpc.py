@@ -66,16 +66,6 @@ def test_every_item_is_worked_on_once_and_the_end_is_told_once() -> None:
     assert sorted(run.seen) == list(range(200))
 
 
-def test_of_items_that_one_process_has_the_first_is_finished_first(slow: MakeSlow) -> None:
-    shared = slow()
-    run = Elsewhere([shared, shared])
-    run.workers.submit(run.job)
-    assert run.says(2) == ["begin 0", "begin 1"]
-    shared.end()
-    assert run.says(2) == ["finish 0", "finish 1"]
-    assert run.ended.wait(30)
-
-
 def test_a_cancelled_job_ends_after_the_item_in_progress() -> None:
     run = Run(workers=1, count=10)
     run.workers.submit(run.job)
@@ -116,6 +106,9 @@ class Slow:
 
     def fileno(self) -> int:
         return self._ours.fileno()
+
+    def late(self) -> bool:
+        return True
 
     def end(self) -> None:
         self._theirs.send(b"!")
@@ -196,6 +189,35 @@ def test_what_is_not_done_when_it_is_due_is_finished_all_the_same(slow: MakeSlow
     run.workers.submit(run.job)
     assert sorted(run.says(4)) == ["begin 0", "begin 1", "finish 0", "finish 1"]
     assert run.ended.wait(30)
+
+
+def test_of_items_that_one_process_has_the_first_is_finished_first(slow: MakeSlow) -> None:
+    shared = slow()
+    run = Elsewhere([shared, shared])
+    run.workers.submit(run.job)
+    assert run.says(2) == ["begin 0", "begin 1"]
+    shared.end()
+    assert run.says(2) == ["finish 0", "finish 1"]
+    assert run.ended.wait(30)
+
+
+class Moved(Slow):
+    """Work that is given to another process when it is late."""
+
+    def late(self) -> bool:
+        self.due += 60.0
+        self.end()
+        return False
+
+
+def test_what_is_due_may_go_on_elsewhere(slow: MakeSlow) -> None:
+    with closing(Moved(within=0.02)) as moved:
+        run = Elsewhere([slow(), moved])
+        run.workers.submit(run.job)
+        assert run.says(3) == ["begin 0", "begin 1", "finish 1"]
+        run.works[0].end()
+        assert run.says(1) == ["finish 0"]
+        assert run.ended.wait(30)
 
 
 def test_a_cancelled_job_ends_when_what_was_begun_is_finished(slow: MakeSlow) -> None:

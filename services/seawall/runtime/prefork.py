@@ -22,6 +22,7 @@ import sys
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -87,19 +88,33 @@ class Pool:
         """Process ids of the workers."""
         return [worker.pid for worker in self._workers]
 
-    def lease(self, but: Worker | None = None) -> Turn:
-        """A place with a worker for this thread, until `give_back`: behind this thread's own requests, or with a worker
-        that nobody has. Waits while there is none, at most as long as a request may take.
-
-        Args:
-            but: not with this one.
+    def lease(self) -> Turn:
+        """A place with a worker for this thread, until `give_back`: behind this thread's own requests, unless the first
+        of them takes long, or with a worker that nobody has. Waits while there is none, at most as long as a request
+        may take.
 
         Raises Retryable: ``WORKERS_BUSY`` or ``WORKERS_UNAVAILABLE``.
         """
+        own = self._own_worker()
+        if own is None:
+            return self._lease_idle(wait=True)
+        if own.slow:
+            with suppress(Retryable):
+                return self._lease_idle()
+        return Turn(own)
+
+    def lease_other(self, than: Worker, *, wait: bool = False) -> Turn:
+        """The same, but not behind what stands in line before that worker. Raises as `lease`."""
+        own = self._own_worker()
+        return self._lease_idle(wait=wait) if own is None or own is than or own.slow else Turn(own)
+
+    def _own_worker(self) -> Worker | None:
+        """The worker that this thread leased last, if it has it still and there is room."""
         own: Worker | None = getattr(self._own, "worker", None)
-        if own is not None and own is not but and own.owner == threading.get_ident() and own.has_room():
-            return Turn(own)
-        if not self._available.acquire(timeout=self._limits.wall_seconds):
+        return own if own is not None and own.owner == threading.get_ident() and own.free else None
+
+    def _lease_idle(self, *, wait: bool = False) -> Turn:
+        if not self._available.acquire(timeout=self._limits.wall_seconds if wait else 0.0):
             raise Retryable("WORKERS_BUSY", "every worker is on a request: have as many workers as requests at once")
         # The one that was used last: its caches are warm.
         worker = self._idle.pop()

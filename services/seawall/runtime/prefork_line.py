@@ -64,9 +64,10 @@ class Worker:
         """Whether anybody has a place."""
         return len(self.free) < self._places
 
-    def has_room(self) -> bool:
-        """Whether another request would not wait for long."""
-        return bool(self.free) and not (self.line and time.monotonic() - self.since > PATIENCE)
+    @property
+    def slow(self) -> bool:
+        """Whether the first in line takes so long that others should not wait behind it."""
+        return bool(self.line) and time.monotonic() - self.since > PATIENCE
 
     def open(self, start_seconds: float) -> tuple[socket.socket, int]:
         """Make a socket and shared memory for a new process, which has so long to say that it is ready; returns its
@@ -156,6 +157,8 @@ class Turn:
         self.sent = False
         #: Nobody waits for its answer any more.
         self.abandoned = False
+        #: Monotonic instant before which it does not move.
+        self.patient_until = 0.0
         self._request = self._data = b""
 
     @property
@@ -176,7 +179,7 @@ class Turn:
     @property
     def due(self) -> float:
         """Monotonic instant until which it is waited for: for the answer, or to be first."""
-        return self.worker.due if self.first else self.worker.since + PATIENCE
+        return self.worker.due if self.first else max(self.worker.since + PATIENCE, self.patient_until)
 
     def join(self, request: bytes, data: bytes) -> None:
         """Stand in line.
@@ -204,6 +207,10 @@ class Turn:
         """Say something to the worker, which is on this request. False: it is dead."""
         self.worker.start_clock()
         return self.worker.send(message)
+
+    def stay(self) -> None:
+        """Wait once more as long behind another."""
+        self.patient_until = time.monotonic() + PATIENCE
 
     def leave(self) -> None:
         """Its last answer is here, or there will be none: the worker is on the next in line."""

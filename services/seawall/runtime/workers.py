@@ -30,7 +30,11 @@ class Elsewhere(Protocol):
 
     @property
     def due(self) -> float:
-        """Monotonic instant at which waiting for it is over."""
+        """Monotonic instant at which `late` wants to be called."""
+        ...
+
+    def late(self) -> bool:
+        """`due` has passed; whether waiting is over. If not, it may be another process's work now."""
         ...
 
     def fileno(self) -> int:
@@ -224,7 +228,7 @@ class _Bell:
 
 def _ready(begun: deque[tuple[Job, Begun]], timeout: float | None, bell: _Bell | None = None) -> int | None:
     """The place of one that can be finished or has waited long enough; None: the bell rang, or ``timeout`` (seconds,
-    None: as long as all may take) has passed."""
+    None: until the first is due) has passed."""
     poll = select.poll()
     places = {}
     until = float("inf")
@@ -245,4 +249,4 @@ def _ready(begun: deque[tuple[Job, Begun]], timeout: float | None, bell: _Bell |
         if descriptor in places:
             return places[descriptor]
     now = time.monotonic()
-    return next((place for place, (_, item) in enumerate(begun) if item.work.due <= now), None)
+    return next((place for place, (_, item) in enumerate(begun) if item.work.due <= now and item.work.late()), None)

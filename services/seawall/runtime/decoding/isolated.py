@@ -123,7 +123,8 @@ class _Elsewhere(Generic[Item]):
         #: Whether the worker owes an answer, and whether another can be had after it.
         self._owed = self._more = True
         self._turn: Turn | None = None
-        self._begin()
+        workers.tidy()
+        self._turn = self._begun(workers.pool.lease())
 
     @property
     def due(self) -> float:
@@ -131,6 +132,17 @@ class _Elsewhere(Generic[Item]):
 
     def fileno(self) -> int:
         return self._turn.worker.fileno() if self._turn is not None else -1
+
+    def late(self) -> bool:
+        turn = self._turn
+        if turn is None or turn.first:
+            return True
+        try:
+            self._move()
+        except Retryable:
+            # No worker is free. What it waits behind has a limit of its own.
+            turn.stay()
+        return False
 
     def __iter__(self) -> Iterator[Item]:
         return self
@@ -170,20 +182,20 @@ class _Elsewhere(Generic[Item]):
         """Whether this thread began it."""
         return self._turn is not None and self._turn.worker.owner == threading.get_ident()
 
-    def _begin(self, but: Worker | None = None) -> None:
-        self._workers.tidy()
-        self._turn = turn = self._workers.pool.lease(but)
+    def _begun(self, turn: Turn) -> Turn:
         try:
             self._workers.send(turn, self._request.encode(turn.begin), self._data)
         except BaseException:
-            self._free()
+            self._workers.over(turn, owed=True)
+            self._workers.pool.give_back(turn)
             raise
+        return turn
 
     def _following(self) -> Item | None:
         """What comes next; None: nothing."""
         assert self._turn is not None  # noqa: S101 - callers have looked
         if not self._turn.first:
-            self._move()
+            self._move(wait=True)
         turn = self._turn
         if not self._owed and not turn.ask(messages.NEXT):
             raise self._workers.died(turn, slow=False)
@@ -204,12 +216,12 @@ class _Elsewhere(Generic[Item]):
             self._workers.over(turn)
         return found[0]
 
-    def _move(self) -> None:
-        """The one before it takes long, or nobody reads it: begin again with another worker."""
-        turn, self._turn = self._turn, None
-        assert turn is not None  # noqa: S101
-        turn.abandoned = True
-        self._begin(but=turn.worker)
+    def _move(self, *, wait: bool = False) -> None:
+        """The one before it takes long, or nobody reads it: begin again with another worker. Raises as `Pool.lease`."""
+        assert self._turn is not None  # noqa: S101 - callers have looked
+        other = self._begun(self._workers.pool.lease_other(self._turn.worker, wait=wait))
+        self._turn.abandoned = True
+        self._turn = other
 
     def _free(self) -> None:
         turn, self._turn = self._turn, None
@@ -271,7 +283,7 @@ class _Workers:
         if turn not in line:
             return
         turn.leave()
-        if owed or (line and line[0].abandoned):
+        if turn.worker.pid and (owed or (line and line[0].abandoned)):
             with suppress(Retryable):
                 self.pool.replace(turn.worker)
 
