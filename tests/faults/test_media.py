@@ -148,16 +148,21 @@ def test_a_file_that_takes_too_much_memory(tmp_path: Path) -> None:
 
 
 def test_a_file_that_crashes_its_decoder(tmp_path: Path) -> None:
-    """F29: a crash, told by its signal, costs the one file; five of them in a row are an error in the log."""
+    """F29: a crash, told by its signal, costs the one file and none that its worker was given with it; five in a row
+    are an error in the log."""
     with media_service("perceptual_hashing", tmp_path, **PATIENT) as service:
-        for _ in range(5):
+        for number in range(6):
             before = service.workers
             results: list[signal_pb2.ItemResult] = []
-            sending = threading.Thread(target=lambda: results.extend(service.send([ENDLESS])))  # noqa: B023
+            files = [ENDLESS] if number else [NEIGHBOUR, ENDLESS, *[NEIGHBOUR] * 6]
+            sending = threading.Thread(target=lambda: results.extend(service.send(files)))  # noqa: B023
             sending.start()
             os.kill(busy_one(sending, before), signal.SIGSEGV)
             sending.join()
-            assert [(one.status, one.reason) for one in results] == [(UNSCANNABLE, "DECODER_DIED")]
+            result = results.pop(files.index(ENDLESS))
+            assert (result.status, result.reason) == (UNSCANNABLE, "DECODER_DIED")
+            assert len(results) == len(files) - 1
+            assert all(unharmed("perceptual_hashing", one) for one in results)
         assert "one after the other" in service.log()
         assert all(unharmed("perceptual_hashing", one) for one in service.send([NEIGHBOUR] * 4))
 

@@ -3,13 +3,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seawall.classification.batching import Batcher
+from seawall.classification.batching import Batcher, Row
 from seawall.core.errors import Poison
 
 WAIT = 20.0
@@ -28,22 +27,21 @@ class Runs:
         self.started = threading.Semaphore(0)
         self.go = threading.Semaphore(0)
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
+    def __call__(self, batch: NDArray[np.float32]) -> list[list[float]]:
         self.sizes.append(len(batch))
         self.started.release()
         assert self.go.acquire(timeout=WAIT)
         if self.bad is not None and (batch[:, 0] == self.bad).any():
             raise Poison("INFERENCE_FAILED", "this input is beyond the model")
-        return np.asarray(batch, np.float64) * 2
+        rows: list[list[float]] = (batch * 2).tolist()
+        return rows
 
     def let(self, runs: int) -> None:
         for _ in range(runs):
             self.go.release()
 
 
-def together(
-    batcher: Batcher, runs: Runs, values: Sequence[float], let: Callable[[], None]
-) -> list[Future[NDArray[Any]]]:
+def together(batcher: Batcher, runs: Runs, values: Sequence[float], let: Callable[[], None]) -> list[Future[Row]]:
     """The first input begins a run; the others arrive while it is on its way."""
     with ThreadPoolExecutor(len(values)) as pool:
         futures = [pool.submit(batcher, tensor(values[0]))]
@@ -63,7 +61,7 @@ def together(
 def test_an_idle_model_takes_one_input_at_once() -> None:
     runs = Runs()
     runs.let(1)
-    assert Batcher(runs, size=8, runs=1)(tensor(3)).tolist() == [6, 6]
+    assert Batcher(runs, size=8, runs=1)(tensor(3)) == [6, 6]
     assert runs.sizes == [1]
 
 
@@ -74,7 +72,7 @@ def test_what_waits_during_a_run_goes_together_and_each_gets_its_own_row() -> No
     assert [future.result()[0] for future in futures] == [2.0 * value for value in range(8)]
     assert runs.sizes == [1, 4, 3]
     runs.let(1)
-    assert batcher(tensor(1)).tolist() == [2, 2]
+    assert batcher(tensor(1)) == [2, 2]
 
 
 def test_one_bad_input_errs_alone() -> None:
@@ -86,7 +84,7 @@ def test_one_bad_input_errs_alone() -> None:
 
 
 def test_an_error_that_is_no_inputs_fault_reaches_everyone() -> None:
-    def broken(batch: NDArray[np.float32]) -> NDArray[np.float64]:
+    def broken(batch: NDArray[np.float32]) -> list[list[float]]:
         raise RuntimeError("the device is gone")
 
     batcher = Batcher(broken, size=8, runs=1)

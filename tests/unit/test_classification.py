@@ -96,7 +96,7 @@ def label(name: str, index: int, **calibration: Any) -> Label:
 
 def test_scores_are_calibrated_by_label() -> None:
     platt = {"calibration": {"method": "logistic", "slope": 2.0, "offset": -1.0}}
-    row = np.array([0.25, 0.75, 0.0])
+    row = [0.25, 0.75, 0.0]
     got = labels.scores([label("plain", 1), label("bent", 1, **platt), label("nothing", 2, **platt)], row)
     assert got["plain"] == 0.75
     assert got["bent"] == pytest.approx(1 / (1 + math.exp(-(2 * math.log(3) - 1))))

@@ -27,6 +27,7 @@ from seawall.runtime.decoding import (
     messages,
 )
 from seawall.runtime.decoding.isolated import IsolatedDecoder, make_decoder
+from seawall.runtime.prefork_line import Worker
 from tests.support import images
 
 STILL = images.encode(images.photograph("coffee", (640, 480)))
@@ -199,6 +200,128 @@ def test_a_worker_that_died_between_two_files_costs_neither() -> None:
         decoder.close()
 
 
+GIF = FILES["a GIF"]
+
+
+def numbers(decoding: Iterator[Frame]) -> list[int]:
+    return [frame.number for frame in decoding]
+
+
+def begun(decoder: IsolatedDecoder, *files: bytes) -> list[Any]:
+    """Decodings of this thread, one behind the other."""
+    return [decoder.frames(data, "gray") for data in files]
+
+
+def test_what_stands_behind_one_another_is_decoded_in_order_by_one_worker(decoder: IsolatedDecoder) -> None:
+    before = decoder.pids
+    still, film, turned, other = begun(decoder, STILL, GIF, FILES["a turned JPEG"], GIF)
+    assert next(still).pixels.shape == (480, 640)
+    assert numbers(film) == list(range(7))
+    assert next(turned).pixels.shape == (300, 200)
+    # One that is not read to its end is out of the next one's way.
+    assert next(other).number == 0
+    (last,) = begun(decoder, STILL)
+    other.close()
+    assert numbers(last) == [0]
+    assert numbers(still) == numbers(turned) == []
+    assert decoder.pids == before
+
+
+def test_one_that_is_read_before_its_turn_is_decoded_by_another_worker(decoder: IsolatedDecoder) -> None:
+    first, second, third = begun(decoder, GIF, FILES["a PNG"], STILL)
+    assert next(third).pixels.shape == (480, 640)
+    assert next(first).number == 0
+    assert next(second).pixels.shape == (77, 301)
+    assert numbers(first) == list(range(1, 7))
+    assert numbers(second) == numbers(third) == []
+    assert len(frames(decoder, STILL, "gray")) == 1
+
+
+def test_one_that_is_closed_before_its_turn_is_nobodys_answer(decoder: IsolatedDecoder) -> None:
+    first, second, third = begun(decoder, FILES["a PNG"], GIF, STILL)
+    second.close()
+    assert next(first).pixels.shape == (77, 301)
+    assert next(third).pixels.shape == (480, 640)
+    first.close()
+    third.close()
+    assert len(frames(decoder, STILL, "gray")) == 1
+
+
+def test_only_the_first_in_line_is_blamed_for_a_death() -> None:
+    decoder = IsolatedDecoder(PATIENT, 1)
+    try:
+        (pid,) = decoder.pids
+        still, endless, film, last = begun(decoder, STILL, ENDLESS, GIF, STILL)
+        used = psutil.Process(pid).cpu_times().user
+        while psutil.Process(pid).cpu_times().user - used < 0.2:
+            threading.Event().wait(0.01)
+        os.kill(pid, signal.SIGSEGV)
+        # Its answer was there before.
+        assert numbers(still) == [0]
+        with pytest.raises(Unscannable, match="DECODER_DIED"):
+            next(endless)
+        assert numbers(film) == list(range(7))
+        assert numbers(last) == [0]
+    finally:
+        decoder.close()
+
+
+def test_the_limit_of_time_is_of_the_first_in_line() -> None:
+    decoder = IsolatedDecoder(PATIENT.model_copy(update={"cpu_seconds": 1}), 1)
+    try:
+        still, endless, last = begun(decoder, STILL, ENDLESS, STILL)
+        assert numbers(still) == [0]
+        with pytest.raises(Unscannable, match="TOO_SLOW"):
+            next(endless)
+        assert numbers(last) == [0]
+    finally:
+        decoder.close()
+
+
+def test_what_stands_behind_a_file_that_takes_long_moves_to_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths: list[int] = []
+    monkeypatch.setattr(metrics.DECODER_DEATHS, "add", lambda number, _: deaths.append(number))
+    decoder = IsolatedDecoder(PATIENT.model_copy(update={"cpu_seconds": 1}), 2)
+    try:
+        before = decoder.pids
+        endless, film, last = begun(decoder, ENDLESS, GIF, STILL)
+        assert endless.due > film.due == last.due
+        assert (film.late(), last.late()) == (False, False)
+        # The spare worker is this thread's now, and what is late stands there in line.
+        assert (numbers(film), numbers(last)) == (list(range(7)), [0])
+        assert deaths == []
+        with pytest.raises(Unscannable, match="TOO_SLOW"):
+            next(endless)
+        assert deaths == [1]
+        assert len(set(decoder.pids) & set(before)) == 1
+        # Whatever it was given before, it has forgotten.
+        assert [len(frames(decoder, data, "gray")) for data in (STILL, GIF, STILL)] == [1, 7, 1]
+    finally:
+        decoder.close()
+
+
+def test_what_is_late_and_finds_no_worker_stays_where_it_is() -> None:
+    decoder = IsolatedDecoder(PATIENT.model_copy(update={"cpu_seconds": 1}), 1)
+    try:
+        endless, last = begun(decoder, ENDLESS, STILL)
+        due = last.due
+        assert not last.late()
+        assert last.due >= due
+        with pytest.raises(Unscannable, match="TOO_SLOW"):
+            next(endless)
+        assert numbers(last) == [0]
+    finally:
+        decoder.close()
+
+
+def test_decodings_that_were_dropped_hold_no_place(decoder: IsolatedDecoder) -> None:
+    for _ in range(4):
+        assert next(begun(decoder, GIF, STILL)[0]).number == 0
+    assert len(frames(decoder, STILL, "gray")) == 1
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(lambda _: len(frames(decoder, STILL, "gray")) == 1, range(4)))
+
+
 def until_gone(pid: int) -> None:
     """Wait until a process runs no more; its parent may not have reaped it yet."""
     try:
@@ -234,7 +357,7 @@ def test_deaths_in_a_row_are_told(capsys: pytest.CaptureFixture[str], monkeypatc
         metrics.DECODER_DEATHS, "add", lambda number, attributes: counted.append(attributes[metrics.ERROR_TYPE])
     )
     try:
-        monkeypatch.setattr(prefork.Worker, "receive", dying(prefork.Worker.receive))
+        monkeypatch.setattr(Worker, "receive", dying(Worker.receive))
         reasons = [reason_of(decoder, STILL) for _ in range(5)]
     finally:
         decoder.close()
@@ -243,10 +366,10 @@ def test_deaths_in_a_row_are_told(capsys: pytest.CaptureFixture[str], monkeypatc
     assert "one after the other" in capsys.readouterr().err
 
 
-def dying(receive: Callable[[prefork.Worker], bytes]) -> Callable[[prefork.Worker], bytes]:
+def dying(receive: Callable[[Worker], bytes]) -> Callable[[Worker], bytes]:
     """Kill the worker that a reply is waited for, as a decoder's bug would."""
 
-    def dies(worker: prefork.Worker) -> bytes:
+    def dies(worker: Worker) -> bytes:
         if worker.pid:
             os.kill(worker.pid, signal.SIGSEGV)
             until_gone(worker.pid)
@@ -284,7 +407,7 @@ def test_workers_are_confined_and_leave_with_the_service() -> None:
 
 def test_a_pool_that_cannot_start_says_so() -> None:
     with pytest.raises(Retryable, match="WORKERS_UNAVAILABLE"):
-        prefork.Pool("seawall.runtime.no_such_workload", {}, 1, prefork.Limits(2**20, 1, 1.0), 4096)
+        prefork.Pool("seawall.runtime.no_such_workload", {}, 1, prefork.Limits(2**20, 1, 1.0), 1, 4096)
 
 
 def test_a_closed_decoder_refuses() -> None:

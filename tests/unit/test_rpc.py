@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 import pytest
 
 from seawall.runtime.batch_service import AdaptiveLimit
-from seawall.runtime.workers import Begun, Job, Workers
+from seawall.runtime.workers import BEGUN, Begun, Job, Workers
 
 
 def test_the_limit_falls_while_batches_wait_and_recovers() -> None:
@@ -107,6 +107,9 @@ class Slow:
     def fileno(self) -> int:
         return self._ours.fileno()
 
+    def late(self) -> bool:
+        return True
+
     def end(self) -> None:
         self._theirs.send(b"!")
 
@@ -142,22 +145,25 @@ class Elsewhere:
         return [self.log.get(timeout=30) for _ in range(count)]
 
 
-def test_the_next_item_is_begun_before_one_is_finished(slow: MakeSlow) -> None:
-    run = Elsewhere([slow() for _ in range(3)])
+def test_items_are_begun_a_few_at_a_time_before_the_first_is_finished(slow: MakeSlow) -> None:
+    run = Elsewhere([slow() for _ in range(7)])
     run.workers.submit(run.job)
-    assert run.says(2) == ["begin 0", "begin 1"]
+    assert run.says(4) == ["begin 0", "begin 1", "begin 2", "begin 3"]
     for work in run.works:
         work.end()
-    assert run.says(4) == ["finish 0", "begin 2", "finish 1", "finish 2"]
+    assert run.says(4) == ["finish 0", "finish 1", "begin 4", "begin 5"]
+    assert run.says(3) == ["finish 2", "finish 3", "begin 6"]
+    assert run.says(3) == ["finish 4", "finish 5", "finish 6"]
     assert run.ended.wait(30)
 
 
 def test_an_item_that_takes_long_elsewhere_holds_up_no_other(slow: MakeSlow) -> None:
-    run = Elsewhere([slow() for _ in range(4)])
+    run = Elsewhere([slow() for _ in range(6)])
     for work in run.works[1:]:
         work.end()
     run.workers.submit(run.job)
-    assert run.says(7) == ["begin 0", "begin 1", "finish 1", "begin 2", "finish 2", "begin 3", "finish 3"]
+    assert run.says(8) == [*(f"begin {k}" for k in range(4)), "finish 1", "finish 2", "begin 4", "begin 5"]
+    assert run.says(3) == ["finish 3", "finish 4", "finish 5"]
     assert not run.ended.is_set()
     run.works[0].end()
     assert run.says(1) == ["finish 0"]
@@ -185,15 +191,44 @@ def test_what_is_not_done_when_it_is_due_is_finished_all_the_same(slow: MakeSlow
     assert run.ended.wait(30)
 
 
-def test_a_cancelled_job_ends_when_what_was_begun_is_finished(slow: MakeSlow) -> None:
-    run = Elsewhere([slow() for _ in range(5)])
+def test_of_items_that_one_process_has_the_first_is_finished_first(slow: MakeSlow) -> None:
+    shared = slow()
+    run = Elsewhere([shared, shared])
     run.workers.submit(run.job)
     assert run.says(2) == ["begin 0", "begin 1"]
+    shared.end()
+    assert run.says(2) == ["finish 0", "finish 1"]
+    assert run.ended.wait(30)
+
+
+class Moved(Slow):
+    """Work that is given to another process when it is late."""
+
+    def late(self) -> bool:
+        self.due += 60.0
+        self.end()
+        return False
+
+
+def test_what_is_due_may_go_on_elsewhere(slow: MakeSlow) -> None:
+    with closing(Moved(within=0.02)) as moved:
+        run = Elsewhere([slow(), moved])
+        run.workers.submit(run.job)
+        assert run.says(3) == ["begin 0", "begin 1", "finish 1"]
+        run.works[0].end()
+        assert run.says(1) == ["finish 0"]
+        assert run.ended.wait(30)
+
+
+def test_a_cancelled_job_ends_when_what_was_begun_is_finished(slow: MakeSlow) -> None:
+    run = Elsewhere([slow() for _ in range(BEGUN + 3)])
+    run.workers.submit(run.job)
+    assert run.says(BEGUN) == [f"begin {k}" for k in range(BEGUN)]
     run.job.cancel()
     assert not run.ended.is_set()
     for work in run.works:
         work.end()
-    assert run.says(2) == ["finish 0", "finish 1"]
+    assert run.says(BEGUN) == [f"finish {k}" for k in range(BEGUN)]
     assert run.ended.wait(30)
     assert run.log.empty()
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from seawall.core.errors import Poison
 
 Input = NDArray[np.float32]
-Rows = NDArray[np.float64]
+#: A model's probabilities for one input, one a class.
+Row = Sequence[float]
 
 
 class Batcher:
@@ -31,7 +31,7 @@ class Batcher:
         wait: seconds that a batch that is not full waits for more.
     """
 
-    def __init__(self, run: Callable[[Input], Rows], size: int, runs: int, wait: float = 0.0) -> None:
+    def __init__(self, run: Callable[[Input], Sequence[Row]], size: int, runs: int, wait: float = 0.0) -> None:
         self._run = run
         self._size = size
         self._free = runs
@@ -40,7 +40,7 @@ class Batcher:
         self._arrived = threading.Condition(self._lock)
         self._waiting: deque[_Entry] = deque()
 
-    def __call__(self, tensor: Input) -> NDArray[np.float64]:
+    def __call__(self, tensor: Input) -> Row:
         """One input's row.
 
         Args:
@@ -50,7 +50,7 @@ class Batcher:
             Poison: as ``run``, for this input alone.
         """
         if self._size == 1:
-            return np.asarray(self._run(tensor)[0])
+            return self._run(tensor)[0]
         entry = _Entry(tensor)
         with self._lock:
             lead = self._free > 0
@@ -65,7 +65,7 @@ class Batcher:
             self._lead(entry)
         if entry.error is not None:
             raise entry.error
-        return np.asarray(entry.row)
+        return entry.row
 
     def _lead(self, own: _Entry) -> None:
         """Run one batch, ``own`` and what waits, then let the first of those that came meanwhile lead."""
@@ -111,4 +111,4 @@ class _Entry:
         #: Set before ``settled`` when the thread that waits is to lead instead of having its result.
         self.leads = False
         self.error: BaseException | None = None
-        self.row: Any = None
+        self.row: Row = ()

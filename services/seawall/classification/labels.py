@@ -40,14 +40,14 @@ class LabelScores(Protocol):
     def add(self, *, label: str, score: float, frame: int, model: str) -> signal_pb2.LabelScore: ...
 
 
-def scores(labels: Sequence[Label], row: NDArray[np.float64]) -> Mapping[str, float]:
+def scores(labels: Sequence[Label], row: Sequence[float]) -> Mapping[str, float]:
     """Calibrated scores, 0 to 1, by label name.
 
     Args:
         labels: the card's labels.
         row: probabilities, one a class.
     """
-    return {label.name: _calibrate(label, float(row[label.index])) for label in labels}
+    return {label.name: _calibrate(label, row[label.index]) for label in labels}
 
 
 class Highest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,8 @@ class Model:
             "DynamicQuantizeLinear" not in references.operators
         )
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probabilities, n x classes.
+    def run(self, batch: NDArray[np.float32]) -> list[list[float]]:
+        """Probabilities, a row of one a class for each input.
 
         Args:
             batch: n inputs in the card's layout, contiguous; onnxruntime reads them where they are.
@@ -80,19 +81,22 @@ class Model:
             raise Poison("INFERENCE_FAILED", f"{self._name} failed ({type(error).__name__}): check the pack") from error
         if not isinstance(output, np.ndarray) or output.shape != (len(batch), self._classes):
             raise Poison("BAD_MODEL_OUTPUT", f"{self._name}: output.classes of the card is not what the model returns")
-        return self._probabilities(output.astype(np.float64))
+        # Plain numbers: numpy takes 0.1 ms for a row of two, as its code is in no cache after an inference.
+        return [self._probabilities(row) for row in output.tolist()]
 
-    def _probabilities(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        if not np.isfinite(values).all():
+    def _probabilities(self, values: list[float]) -> list[float]:
+        if not all(map(math.isfinite, values)):
             raise Poison("BAD_MODEL_OUTPUT", f"{self._name} returned NaN or infinity: check the pack")
         if self._activation == "softmax":
-            powers = np.exp(values - values.max(axis=1, keepdims=True))
-            return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float64)
+            most = max(values)
+            powers = [math.exp(value - most) for value in values]
+            total = sum(powers)
+            return [power / total for power in powers]
         if self._activation == "sigmoid":
-            return np.asarray(0.5 * (1 + np.tanh(values / 2)), np.float64)
-        if values.min() < -_SLACK or values.max() > 1 + _SLACK:
+            return [0.5 * (1 + math.tanh(value / 2)) for value in values]
+        if min(values) < -_SLACK or max(values) > 1 + _SLACK:
             raise Poison("BAD_MODEL_OUTPUT", f"{self._name} returned no probability: set output.activation in its card")
-        return np.clip(values, 0, 1)
+        return [min(max(value, 0.0), 1.0) for value in values]
 
     def _check_input(self, card: ImageClassificationCard) -> str:
         spec = card.input

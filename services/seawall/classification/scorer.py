@@ -19,12 +19,12 @@ from seawall.classification.reload import Reloader
 from seawall.classification.rollout import Rollout
 from seawall.classification.settings import ClassificationSettings
 from seawall.classification.trials import Trials
-from seawall.runtime import metrics, model_pack
+from seawall.runtime import huge_pages, metrics, model_pack
 from seawall.runtime.content import ContentStore
 from seawall.runtime.decoding import Decoder, Decoding, Frame, Unscannable
 from seawall.runtime.decoding.isolated import make_decoder
 from seawall.runtime.result_cache import ResultCache
-from seawall.runtime.workers import BEGUN, Begun
+from seawall.runtime.workers import Begun
 
 OK = signal_pb2.ITEM_STATUS_OK
 _HIT, _MISS = {metrics.CACHE_RESULT: "hit"}, {metrics.CACHE_RESULT: "miss"}
@@ -157,12 +157,18 @@ def load(settings: ClassificationSettings) -> Scorer:
     def read() -> Rollout:
         return rollouts.read(settings.rollout) if settings.rollout else Rollout(active=tuple(settings.classifiers))
 
+    def load_lineup(changed: Rollout, serving: Lineup | None = None) -> Lineup:
+        loaded = lineups.load(changed, options, serving)
+        # Proven: the models' memory is there, and all of it is used for every picture from now on.
+        huge_pages.use()
+        return loaded
+
     rollout = read()
-    lineup = lineups.load(rollout, options)
+    lineup = load_lineup(rollout)
     scorer = Scorer(
         lineup,
         ContentStore(settings.content),
-        decoded_by(make_decoder(settings.decoding, BEGUN * workers), settings.sampled_frames),
+        decoded_by(make_decoder(settings.decoding, workers), settings.sampled_frames),
         cache_size=settings.cached_results,
         trials=Trials(workers, settings.trial_seconds),
         provenance=Provenance(settings.provenance_anchors) if settings.provenance else None,
@@ -170,7 +176,7 @@ def load(settings: ClassificationSettings) -> Scorer:
     if settings.reload_seconds:
         reloader = Reloader(
             read,
-            lambda changed, serving: lineups.load(changed, options, serving),
+            load_lineup,
             scorer.swap,
             (rollout, lineup),
             settings.rollout,

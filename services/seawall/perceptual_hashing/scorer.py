@@ -29,7 +29,7 @@ from seawall.runtime.decoding import Decoder, Unscannable
 from seawall.runtime.decoding.isolated import make_decoder
 from seawall.runtime.kafka import KafkaBroker
 from seawall.runtime.topics import TopicNames
-from seawall.runtime.workers import BEGUN, Begun
+from seawall.runtime.workers import Begun
 
 #: The pipeline whose hashes are reported when no bank asks for one: it costs the same however large the picture is.
 DEFAULT_PIPELINE: Final[Pipeline] = "512"
@@ -161,7 +161,7 @@ def load(settings: PerceptualHashingSettings) -> HashingScorer:
         started = starting.submit(
             make_decoder,
             settings.decoding,
-            BEGUN * settings.rpc_server.workers,
+            settings.rpc_server.workers,
             hashing.MEASURE,
             variants=settings.variants,
             strip_borders=settings.strip_borders,

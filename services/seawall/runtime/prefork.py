@@ -5,38 +5,32 @@
 
 The service has threads (gRPC, model runtimes), and a process with threads must not fork. So it starts a *helper* with
 exec: one thread, which imports what the workers need and forks them on order. A worker is there within a millisecond,
-shares the helper's memory, and has the limits of `Limits`. One that dies takes nothing with it; see `Pool.lease`.
+shares the helper's memory, and has the limits of `Limits`. One that dies takes one request with it: see
+`runtime.prefork_line`.
 
 Helper and workers leave when the service closes its end of their sockets, and so also when it is killed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import mmap
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from seawall.core.errors import Retryable
+from seawall.runtime.prefork_line import MESSAGE_BYTES, Turn, Worker, unavailable
 
 #: How long the helper may take to import its work, and a worker to be ready (seconds).
 _START_SECONDS: Final = 60.0
-#: Shared memory above this is given back after use (bytes).
-_KEPT_BYTES: Final = 8 * 1024 * 1024
-#: The least that a socket waits (seconds): 0 would mean not at all, however much is there.
-_AT_LEAST: Final = 0.001
-#: The longest reply or order.
-_MESSAGE_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -51,114 +45,40 @@ class Limits:
     wall_seconds: float
 
 
-class Worker:
-    """One worker, for the thread that leased it."""
-
-    def __init__(self, slot: int, shared_bytes: int, wall_seconds: float) -> None:
-        self.slot = slot
-        #: Shared with the worker; what it holds is valid until the lease ends.
-        self.memory: mmap.mmap = _NOTHING
-        #: Its process id, for logs.
-        self.pid = 0
-        #: How far into `memory` this lease wrote or read, for giving pages back.
-        self.touched = 0
-        #: Monotonic instant until which a reply is waited for.
-        self.due = 0.0
-        self._wall_seconds = wall_seconds
-        self._shared_bytes = shared_bytes
-        self._socket: socket.socket | None = None
-
-    def send(self, message: bytes) -> bool:
-        """Send a request. False if the worker died before it, so that the request was not looked at."""
-        try:
-            self._connection().send(message)
-        except OSError:
-            return False
-        self.due = time.monotonic() + self._wall_seconds
-        return True
-
-    def receive(self) -> bytes:
-        """The next reply; empty if the worker died. Raises TimeoutError `Limits.wall_seconds` after the request."""
-        connection = self._connection()
-        connection.settimeout(max(self.due - time.monotonic(), _AT_LEAST))
-        try:
-            return connection.recv(_MESSAGE_BYTES)
-        except ConnectionError:
-            return b""
-
-    def fileno(self) -> int:
-        """A descriptor that can be read when `receive` need not wait."""
-        return self._connection().fileno()
-
-    def open(self, start_seconds: float) -> tuple[socket.socket, int]:
-        """Make a socket and shared memory for a new worker, which has so long to say that it is ready; returns its ends
-        of both."""
-        self.close()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.settimeout(start_seconds)
-        self.due = time.monotonic() + start_seconds
-        memory = os.memfd_create("seawall-worker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(memory, self._shared_bytes)
-        # A worker that shrank it could have us killed by SIGBUS.
-        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        self._socket = ours
-        # Pages are taken when they are written: the size is only address space.
-        self.memory = mmap.mmap(memory, self._shared_bytes)
-        return theirs, memory
-
-    def free_pages(self) -> None:
-        """Free the pages of a large request."""
-        if self.touched > _KEPT_BYTES:
-            self.memory.madvise(mmap.MADV_REMOVE, _KEPT_BYTES, self._shared_bytes - _KEPT_BYTES)
-        self.touched = 0
-
-    def _connection(self) -> socket.socket:
-        if self._socket is None:
-            raise _unavailable("the pool is closed")
-        return self._socket
-
-    def close(self) -> None:
-        """Close our end: the worker leaves."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        # Arrays over the old memory may still be held somewhere; it is unmapped with the last of them.
-        self.memory = _NOTHING
-
-
-_NOTHING = mmap.mmap(-1, 1)
-
-
 class Pool:
     """``count`` workers of one workload, each leased to one thread at a time. Safe for threads.
 
     Args:
         workload: a module with ``prepare(config)``, called once in the helper, and the worker's life, ``serve(socket,
-            memory, config, begin)``: it returns at the socket's end, and calls ``begin()`` before each request.
+            memory, config, begin)``: it returns at the socket's end, works on requests in the order they come, and
+            calls ``begin()`` before each.
         config: JSON for both.
-        shared_bytes: shared memory for each worker; only what is used is ever taken.
+        places: requests that a worker has at once.
+        place_bytes: shared memory for each; only what is used is ever taken.
 
     Raises Retryable("WORKERS_UNAVAILABLE") if the workers cannot be started.
     """
 
-    def __init__(self, workload: str, config: dict[str, Any], count: int, limits: Limits, shared_bytes: int) -> None:
+    def __init__(
+        self, workload: str, config: dict[str, Any], count: int, limits: Limits, places: int, place_bytes: int
+    ) -> None:
         self._arguments = [workload, json.dumps(config), json.dumps([limits.memory_bytes, limits.cpu_seconds])]
         self._limits = limits
-        # Whole pages, so that pages can be given back.
-        shared_bytes = max(-(-shared_bytes // mmap.PAGESIZE) * mmap.PAGESIZE, 2 * _KEPT_BYTES)
-        self._workers = [Worker(slot, shared_bytes, limits.wall_seconds) for slot in range(count)]
+        self._workers = [Worker(slot, places, place_bytes, limits.wall_seconds) for slot in range(count)]
         self._helper = _Helper()
         self._orders = threading.Lock()
         self._closed = False
         self._idle: deque[Worker] = deque()
-        self._free = threading.Semaphore(0)
+        self._available = threading.Semaphore(0)
+        #: Of each thread the worker that it leased last.
+        self._own = threading.local()
         # Also at the interpreter's end.
         self._finalizer = weakref.finalize(self, _close, self._helper, self._workers)
         try:
             for worker in self._workers:
                 self._start(worker)
                 self._idle.append(worker)
-                self._free.release()
+                self._available.release()
         except BaseException:
             self.close()
             raise
@@ -168,40 +88,77 @@ class Pool:
         """Process ids of the workers."""
         return [worker.pid for worker in self._workers]
 
-    def lease(self) -> Worker:
-        """A worker for this thread alone, until `give_back`. Waits while all are leased, at most as long as a request
+    def lease(self) -> Turn:
+        """A place with a worker for this thread, until `give_back`: behind this thread's own requests, unless the first
+        of them takes long, or with a worker that nobody has. Waits while there is none, at most as long as a request
         may take.
 
         Raises Retryable: ``WORKERS_BUSY`` or ``WORKERS_UNAVAILABLE``.
         """
-        if not self._free.acquire(timeout=self._limits.wall_seconds):
+        own = self._own_worker()
+        if own is None:
+            return self._lease_idle(wait=True)
+        if own.slow:
+            with suppress(Retryable):
+                return self._lease_idle()
+        return Turn(own)
+
+    def lease_other(self, than: Worker, *, wait: bool = False) -> Turn:
+        """The same, but not behind what stands in line before that worker. Raises as `lease`."""
+        own = self._own_worker()
+        return self._lease_idle(wait=wait) if own is None or own is than or own.slow else Turn(own)
+
+    def _own_worker(self) -> Worker | None:
+        """The worker that this thread leased last, if it has it still and there is room."""
+        own: Worker | None = getattr(self._own, "worker", None)
+        return own if own is not None and own.owner == threading.get_ident() and own.free else None
+
+    def _lease_idle(self, *, wait: bool = False) -> Turn:
+        if not self._available.acquire(timeout=self._limits.wall_seconds if wait else 0.0):
             raise Retryable("WORKERS_BUSY", "every worker is on a request: have as many workers as requests at once")
         # The one that was used last: its caches are warm.
         worker = self._idle.pop()
+        worker.owner = threading.get_ident()
+        turn = Turn(worker)
         try:
             if self._closed:
-                raise _unavailable("the pool is closed")
+                raise unavailable("the pool is closed")
             if not worker.pid:
                 self._start(worker)
         except BaseException:
-            self.give_back(worker)
+            self.give_back(turn)
             raise
-        return worker
+        self._own.worker = worker
+        return turn
 
-    def give_back(self, worker: Worker) -> None:
-        """End the lease: others may have the worker, and what its memory holds is no longer valid."""
+    def give_back(self, turn: Turn) -> None:
+        """End the lease: others may have the place, and what its memory holds is no longer valid. An answer must not be
+        outstanding."""
+        worker = turn.worker
         if not self._closed and worker.pid:
-            worker.free_pages()
-        self._idle.append(worker)
-        self._free.release()
+            worker.free_pages(turn.place, turn.touched)
+        worker.free.append(turn.place)
+        if not worker.busy:
+            worker.owner = 0
+            self._idle.append(worker)
+            self._available.release()
 
     def replace(self, worker: Worker) -> str:
-        """Put a new process in the place of the leased one; returns what the old one died of.
+        """Put a new process in the place of the leased one, and give it the line; returns what the old one died of.
 
-        Raises Retryable("WORKERS_UNAVAILABLE"); the next lease tries again.
+        Raises Retryable("WORKERS_UNAVAILABLE"); `revive` tries again.
         """
-        worker.pid = 0
-        return self._start(worker)
+        cause = self._start(worker)
+        for turn in [turn for turn in worker.line if turn.abandoned]:
+            turn.leave()
+            self.give_back(turn)
+        worker.resend()
+        return cause
+
+    def revive(self, worker: Worker) -> None:
+        """`replace` it, if that failed before."""
+        if not worker.pid:
+            self.replace(worker)
 
     def close(self) -> None:
         """End the helper and all workers."""
@@ -211,7 +168,7 @@ class Pool:
     def _start(self, worker: Worker) -> str:
         with self._orders:
             if self._closed:
-                raise _unavailable("the pool is closed")
+                raise unavailable("the pool is closed")
             if not self._helper.alive():
                 self._helper.start(self._arguments)
             theirs, memory = worker.open(_START_SECONDS)
@@ -222,9 +179,9 @@ class Pool:
                 os.close(memory)
         try:
             if worker.receive() != b"ready":
-                raise _unavailable("a new worker ended at once")
+                raise unavailable("a new worker ended at once")
         except TimeoutError:
-            raise _unavailable("a new worker did not become ready") from None
+            raise unavailable("a new worker did not become ready") from None
         worker.pid = pid
         return cause
 
@@ -255,7 +212,7 @@ class _Helper:
             self._reply()
         except OSError as error:
             ours.close()
-            raise _unavailable(f"the helper cannot be started ({error})") from None
+            raise unavailable(f"the helper cannot be started ({error})") from None
 
     def spawn(self, slot: int, descriptors: list[int]) -> tuple[int, str]:
         """The new worker's pid, and what the one before it in this slot died of."""
@@ -264,16 +221,16 @@ class _Helper:
             pid, status = json.loads(self._reply())
         except OSError as error:
             self.close()
-            raise _unavailable(f"the helper is gone ({error})") from None
+            raise unavailable(f"the helper is gone ({error})") from None
         return pid, _cause(status)
 
     def _connection(self) -> socket.socket:
         if self._control is None:
-            raise _unavailable("the helper is not running")
+            raise unavailable("the helper is not running")
         return self._control
 
     def _reply(self) -> bytes:
-        reply = self._connection().recv(_MESSAGE_BYTES)
+        reply = self._connection().recv(MESSAGE_BYTES)
         if not reply:
             raise ConnectionError("it ended: see what it wrote to standard error")
         return reply
@@ -304,7 +261,3 @@ def _cause(status: int | None) -> str:
     if os.WIFSIGNALED(status):
         return signal.Signals(os.WTERMSIG(status)).name
     return f"exit {os.waitstatus_to_exitcode(status)}"
-
-
-def _unavailable(what: str) -> Retryable:
-    return Retryable("WORKERS_UNAVAILABLE", f"{what}: memory or processes may be short")

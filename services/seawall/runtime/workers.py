@@ -4,9 +4,9 @@ Why not a ThreadPoolExecutor: a hung scorer must not keep the process from endin
 should cost one hand-over and one wake-up however many items it has, and a caller that gives up must stop the work at
 the next item.
 
-An item may be *begun*, with another process working on it, and finished later. A thread begins the next item before it
-finishes one, whichever can be finished first: it hardly ever sleeps while there is work, and an item that takes long
-elsewhere holds up no other.
+An item may be *begun*, with another process working on it, and finished later. A thread begins a few items before it
+finishes the first, whichever can be finished first: it hardly ever sleeps while there is work, nor does the other
+process, and an item that takes long elsewhere holds up no other.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
-#: Items that one thread has begun and not finished, at most: one to finish, and one ahead.
-BEGUN: Final = 2
+#: Items that one thread has begun and not finished, at most. It begins more when half of them are finished, a few at a
+#: time: what works on them is woken for several, and not for each.
+BEGUN: Final = 4
 
 
 class Elsewhere(Protocol):
@@ -29,7 +30,11 @@ class Elsewhere(Protocol):
 
     @property
     def due(self) -> float:
-        """Monotonic instant at which waiting for it is over."""
+        """Monotonic instant at which `late` wants to be called."""
+        ...
+
+    def late(self) -> bool:
+        """`due` has passed; whether waiting is over. If not, it may be another process's work now."""
         ...
 
     def fileno(self) -> int:
@@ -151,8 +156,10 @@ class Workers:
         bell = _Bell()
         begun: deque[tuple[Job, Begun]] = deque()
         job: Job | None = None
+        filling = True
         while True:
-            if len(begun) < BEGUN and (job := job or self._next_job()):
+            filling = len(begun) <= BEGUN // 2 or (filling and len(begun) < BEGUN)
+            if filling and (job := job or self._next_job()):
                 now = self._began[index] = time.monotonic()
                 position = job.take(now)
                 if position is None:
@@ -166,7 +173,7 @@ class Workers:
             if not begun and self._stopped:
                 bell.close()
                 return
-            if (place := self._wait(begun, bell)) is not None:
+            if (place := self._wait(begun, bell if filling else None)) is not None:
                 self._began[index] = time.monotonic()
                 owner, item = begun[place]
                 del begun[place]
@@ -178,13 +185,12 @@ class Workers:
         with self._lock:
             return self._queue.popleft() if self._queue else None
 
-    def _wait(self, begun: deque[tuple[Job, Begun]], bell: _Bell) -> int | None:
-        """Sleep until one of ``begun`` can be finished, and say which, or, with room for more, until there may be a
-        job."""
+    def _wait(self, begun: deque[tuple[Job, Begun]], bell: _Bell | None) -> int | None:
+        """Sleep until one of ``begun`` can be finished, and say which, or, with ``bell``, until there may be a job."""
+        if bell is None:
+            return _ready(begun, None)
         if begun and (place := _ready(begun, 0)) is not None:
             return place
-        if len(begun) == BEGUN:
-            return _ready(begun, None)
         with self._lock:
             if self._queue or (self._stopped and not begun):
                 return None
@@ -222,7 +228,7 @@ class _Bell:
 
 def _ready(begun: deque[tuple[Job, Begun]], timeout: float | None, bell: _Bell | None = None) -> int | None:
     """The place of one that can be finished or has waited long enough; None: the bell rang, or ``timeout`` (seconds,
-    None: as long as all may take) has passed."""
+    None: until the first is due) has passed."""
     poll = select.poll()
     places = {}
     until = float("inf")
@@ -230,8 +236,10 @@ def _ready(begun: deque[tuple[Job, Begun]], timeout: float | None, bell: _Bell |
         descriptor = item.work.fileno()
         if descriptor < 0:
             return place
-        poll.register(descriptor, select.POLLIN)
-        places[descriptor] = place
+        # Of several that the same process has, the first is answered first.
+        if descriptor not in places:
+            poll.register(descriptor, select.POLLIN)
+            places[descriptor] = place
         until = min(until, item.work.due)
     if bell is not None:
         poll.register(bell.fileno(), select.POLLIN)
@@ -241,4 +249,4 @@ def _ready(begun: deque[tuple[Job, Begun]], timeout: float | None, bell: _Bell |
         if descriptor in places:
             return places[descriptor]
     now = time.monotonic()
-    return next((place for place, (_, item) in enumerate(begun) if item.work.due <= now), None)
+    return next((place for place, (_, item) in enumerate(begun) if item.work.due <= now and item.work.late()), None)

@@ -24,6 +24,10 @@ class Decoding(Protocol[Item]):
         """Monotonic instant until which the next item is waited for."""
         ...
 
+    def late(self) -> bool:
+        """`due` has passed. False: it goes on elsewhere, or waits on; True: reading it will not wait any more."""
+        ...
+
     def fileno(self) -> int:
         """A descriptor that can be read when the next item is there; -1: there is nothing to wait for."""
         ...
@@ -121,6 +125,9 @@ class _Here(Generic[Made]):
 
     def fileno(self) -> int:
         return -1
+
+    def late(self) -> bool:
+        return True
 
     def close(self) -> None:
         self._items.close()

@@ -1,6 +1,7 @@
 """What a service and its decoding workers say to each other: fixed structs, because a worker's word is not trusted.
 
-The file's bytes lie at the beginning of the shared memory, each frame's pixels behind them, from the next page on.
+The file's bytes lie at the beginning of its place in the shared memory, each frame's pixels behind them, from the next
+page on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from seawall.runtime.decoding.unscannable import Reason, Unscannable
 NEXT: Final = b"n"
 STOP: Final = b"s"
 
-_REQUEST: Final = struct.Struct("<BIIQ?")
+_REQUEST: Final = struct.Struct("<BIIQQ?")
 _FRAME: Final = struct.Struct("<cBBBIII")
 _MODES: Final[tuple[Mode, ...]] = ("gray", "rgb")
 _VIEWS: Final[tuple[View, ...]] = ("white", "black", "opaque")
@@ -41,32 +42,37 @@ class Request(NamedTuple):
     declared: str
     #: The argument of `Decoder.measured`; None: frames are wanted.
     argument: str | None = None
+    #: Where in the shared memory the file is.
+    begin: int = 0
 
-    def encode(self) -> bytes:
-        numbers = (_MODES.index(self.mode), self.min_side or 0, self.most or 0, self.length, self.argument is not None)
+    def encode(self, begin: int) -> bytes:
+        """The message, for a file that is at ``begin``."""
+        numbers = (_MODES.index(self.mode), self.min_side or 0, self.most or 0, begin, self.length)
         declared = self.declared[:_MAX_DECLARED].replace("\0", " ")
-        return _REQUEST.pack(*numbers) + f"{declared}\0{self.argument or ''}".encode(errors="replace")
+        texts = f"{declared}\0{self.argument or ''}".encode(errors="replace")
+        return _REQUEST.pack(*numbers, self.argument is not None) + texts
 
     @classmethod
     def decode(cls, message: bytes) -> Request:
-        mode, min_side, most, length, measured = _REQUEST.unpack_from(message)
+        mode, min_side, most, begin, length, measured = _REQUEST.unpack_from(message)
         declared, _, argument = message[_REQUEST.size :].decode(errors="replace").partition("\0")
-        return cls(_MODES[mode], min_side or None, most or None, length, declared, argument if measured else None)
+        wanted = _MODES[mode], min_side or None, most or None
+        return cls(*wanted, length, declared, argument if measured else None, begin)
 
 
 class DecoderFailed(RuntimeError):
     """The worker met something it does not know: a bug of ours, not the file's fault."""
 
 
-def shared_bytes(limits: DecodingSettings) -> int:
+def place_bytes(limits: DecodingSettings) -> int:
     """What one file and one of its frames may need at most."""
-    return frames_begin(limits.max_bytes) + 3 * max(limits.max_pixels, limits.max_jpeg_pixels)
+    return frames_begin(0, limits.max_bytes) + 3 * max(limits.max_pixels, limits.max_jpeg_pixels)
 
 
-def frames_begin(length: int) -> int:
-    """Where in the shared memory frames lie, behind a file of so many bytes."""
+def frames_begin(begin: int, length: int) -> int:
+    """Where in the shared memory frames lie, behind a file of so many bytes at ``begin``."""
     # Near it: memory far from the beginning is given back after each file.
-    return -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
+    return begin + -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def put_frame(frame: Frame, last: bool, memory: Pixels) -> bytes:

@@ -7,6 +7,7 @@ import importlib
 import mmap
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -46,29 +47,60 @@ def serve(connection: socket.socket, memory: mmap.mmap, config: dict[str, Any], 
     """Decode one file after the other until the service closes the connection."""
     limits = DecodingSettings.model_validate(config["limits"])
     shared = np.frombuffer(memory, np.uint8)
-    while message := _receive(connection):
+    service = _Service(connection)
+    while message := service.request():
         begin()
         request = messages.Request.decode(message)
-        data = memory[: request.length]
-        space = shared[messages.frames_begin(request.length) :]
+        data = memory[request.begin : request.begin + request.length]
+        end = request.begin + messages.place_bytes(limits)
+        space = shared[messages.frames_begin(request.begin, request.length) : end]
         wanted = request.mode, request.min_side, request.declared
         # What is measured stays in the worker: only frames are decoded where the service will read them.
         into = space if request.argument is None else None
         frames = in_process(data, *wanted, request.most, limits, into)
         try:
             if request.argument is None:
-                _answer(connection, frames, lambda frame, last: messages.put_frame(frame, last, space))  # noqa: B023
+                _answer(service, frames, lambda frame, last: messages.put_frame(frame, last, space))  # noqa: B023
             else:
-                _answer(connection, _measured(frames, request.argument), messages.put_measured)
+                _answer(service, _measured(frames, request.argument), messages.put_measured)
         except Unscannable as error:
-            connection.send(messages.refused(error))
+            service.say(messages.refused(error))
         except MemoryError:
-            connection.send(messages.refused(_too_much_memory()))
+            service.say(messages.refused(_too_much_memory()))
         except ConnectionError:
             # The service is gone.
             return
         except Exception as error:
-            connection.send(messages.failed(error))
+            service.say(messages.failed(error))
+
+
+class _Service:
+    """What the service says. Requests may come while one is being answered, and wait for their turn."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        #: At most as many as the service has places for.
+        self._waiting: deque[bytes] = deque()
+
+    def request(self) -> bytes:
+        """The next; empty: the service is gone."""
+        return self._waiting.popleft() if self._waiting else self._receive()
+
+    def wish(self) -> bytes:
+        """NEXT or STOP, of the request that is being answered; empty: the service is gone."""
+        while (message := self._receive()) not in (messages.NEXT, messages.STOP, b""):
+            self._waiting.append(message)
+        return message
+
+    def say(self, message: bytes) -> None:
+        """Raises ConnectionError if the service is gone."""
+        self._connection.send(message)
+
+    def _receive(self) -> bytes:
+        try:
+            return self._connection.recv(1024)
+        except ConnectionError:
+            return b""
 
 
 def _measured(frames: Iterator[Frame], argument: str) -> Iterator[bytes]:
@@ -81,11 +113,11 @@ def _measured(frames: Iterator[Frame], argument: str) -> Iterator[bytes]:
         yield found
 
 
-def _answer(connection: socket.socket, items: Iterator[Item], put: Callable[[Item, bool], bytes]) -> None:
+def _answer(service: _Service, items: Iterator[Item], put: Callable[[Item, bool], bytes]) -> None:
     # One ahead, so that a still is one message: its frame is known to be the last.
     item = next(items, None)
     if item is None:
-        connection.send(messages.empty())
+        service.say(messages.empty())
         return
     while item is not None:
         fault: Exception | None = None
@@ -95,19 +127,12 @@ def _answer(connection: socket.socket, items: Iterator[Item], put: Callable[[Ite
         except (Unscannable, MemoryError) as error:
             fault = error
         last = following is None and fault is None
-        connection.send(put(item, last))
-        if last or _receive(connection) != messages.NEXT:
+        service.say(put(item, last))
+        if last or service.wish() != messages.NEXT:
             return
         if fault is not None:
             raise fault
         item = following
-
-
-def _receive(connection: socket.socket) -> bytes:
-    try:
-        return connection.recv(1024)
-    except ConnectionError:
-        return b""
 
 
 @contextmanager
