@@ -130,19 +130,22 @@ class Spelling:
         """
         repairs: list[Repair] = []
         taken = looked = 0
-        for index in unknown:
-            if index < taken:
-                continue
-            word = words[index]
-            look = self._looks[word]
-            if look is None:
+        looks = map(self._looks.__getitem__, map(words.__getitem__, unknown))
+        for index, look in zip(unknown, looks, strict=True):
+            if look is None or index < taken:
                 continue
             looked += 1
             if looked > _MAX_UNKNOWN:
                 break
             if look is _NOTHING:
                 continue
-            repair = self._together(words, index, taken) if look.piece else None
+            repair, word = None, words[index]
+            # Nearly every piece ends here: with neither of its neighbours it is a part of anything.
+            if look.piece and (
+                (index > taken and words[index - 1] + word in self._parts)
+                or (index + 1 < len(words) and word + words[index + 1] in self._parts)
+            ):
+                repair = self._together(words, index, taken)
             if repair is None and look.single is not None:
                 repair = Repair(index, 1, look.single)
             if repair is not None:
@@ -210,13 +213,6 @@ class Spelling:
     def _together(self, words: Sequence[bytes], index: int, taken: int) -> Repair | None:
         """A pack's word broken into pieces, of which the one at ``index`` is unknown."""
         pieces = self._pieces
-        word = words[index]
-        # Nearly every word ends here: with neither of its neighbours it is a part of anything.
-        if not (
-            (index > taken and words[index - 1] + word in self._parts)
-            or (index + 1 < len(words) and word + words[index + 1] in self._parts)
-        ):
-            return None
         first, last = index, index + 1
         while first > taken and index - first < _MAX_PIECES - 1 and words[first - 1] in pieces:
             first -= 1
@@ -226,6 +222,8 @@ class Spelling:
             text = b"".join(words[start:index])
             for end in range(index, min(start + _MAX_PIECES, last)):
                 text += words[end]
+                if text not in self._parts:
+                    break
                 if end > start and len(text) >= _MIN_LETTERS and text in self._broken:
                     return Repair(start, end - start + 1, text.decode())
         return None
