@@ -100,7 +100,7 @@ def _runs(text: str) -> Iterator[_Run]:
     for match in (_SPACED_OUT_ASCII if text.isascii() else _SPACED_OUT).finditer(f" {text}"):
         run = match[1]
         if any(map(str.isalpha, run)):
-            # A wider gap than the narrowest of the run is a space between words; so is a bare space among dots or dashes.
+            # A wider gap than the narrowest is a space between words; so is a bare space among dots or dashes.
             gaps = _GAPS.findall(run)
             punctuated = 2 * sum(map(str.isspace, gaps)) < len(gaps)
             narrow = min(map(len, gaps))
