@@ -27,7 +27,9 @@ def terms(concept: str, *patterns: str, not_in: tuple[str, ...] = ()) -> dict[st
 
 def found(term_set: TermSet, text: str) -> list[tuple[str, str]]:
     return [
-        (hit.concept, view.words[hit.start : hit.end].decode()) for view in views(text) for hit in term_set.hits(view)
+        (hit.concept, view.words[hit.start : hit.end].decode())
+        for view in views(text)
+        for hit in term_set.hits(view, text)
     ]
 
 
@@ -162,12 +164,12 @@ def test_a_search_that_gave_up_is_not_taken_for_clean(pack: Path, monkeypatch: p
 
     monkeypatch.setattr(term_set, "_set", Exhausted())
     with pytest.raises(MatchFailed):
-        term_set.hits(View("words", b" a mountain lake "))
+        term_set.hits(View("words", b" a mountain lake "), "a mountain lake")
 
 
 def test_time_is_linear_on_text_made_against_backtracking(tmp_path: Path) -> None:
     loaded = term_packs.stamp(make_pack(tmp_path / "demo", terms("coercion", "(?:a+)+b"), boundary="none"))
-    assert TermSet([loaded]).hits(View("words", b" " + b"a" * 100_000 + b" ")) == []
+    assert TermSet([loaded]).hits(View("words", b" " + b"a" * 100_000 + b" "), "a" * 100_000) == []
 
 
 @pytest.mark.parametrize(

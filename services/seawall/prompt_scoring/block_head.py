@@ -72,6 +72,8 @@ class HeadFile(BaseModel):
     #: Layout of the features; see ``features``.
     features: Literal[2]
     calibration: Calibration
+    #: The least grade of a bare request (`Window.bare`), counted from templates. None: as of any other.
+    bare: float | None = Field(default=None, gt=0, lt=1)
     #: Advice to the policy's author; the service does not block.
     thresholds: Thresholds | None = None
     bias: _Number
@@ -122,11 +124,13 @@ class BlockHead:
         self._weights = np.array(content.weights, np.float64)
         self._bias = content.bias
         self._calibration = content.calibration
+        self._bare = content.bare or 0.0
 
     def score(self, window: Window) -> float:
         """How surely the window is a request for sexual content about a minor: 0 to 1."""
         margin = float(features(self._encoder, window) @ self._weights) + self._bias
-        return sigmoid(self._calibration.slope * margin + self._calibration.offset)
+        grade = sigmoid(self._calibration.slope * margin + self._calibration.offset)
+        return max(grade, self._bare) if window.bare else grade
 
 
 def features(encoder: Encoder, window: Window) -> Features:
