@@ -69,6 +69,30 @@ def test_another_sense_excuses_its_own_span_only(pack: Path) -> None:
     assert found(term_set, "a garden city with a garden") == [("benign_context", "garden")]
 
 
+@pytest.mark.parametrize("text", ["a garden, city light", "a garden. City lights", "a (garden) city", "garden: city"])
+def test_another_sense_does_not_reach_over_the_end_of_a_phrase(pack: Path, text: str) -> None:
+    assert found(TermSet([term_packs.stamp(pack)]), text) == [("benign_context", "garden")]
+
+
+def test_a_phrase_that_ends_elsewhere_keeps_its_sense(pack: Path) -> None:
+    term_set = TermSet([term_packs.stamp(pack)])
+    assert found(term_set, "gulls, a garden-city, a pier") == []
+    assert found(term_set, "g a r d e n, a garden city") == [("benign_context", "garden")]
+
+
+def test_a_term_that_reaches_over_the_end_itself_is_excused_as_a_whole(tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "demo", terms("benign_context", "walls? garden", not_in=("stone walls? garden",)))
+    term_set = TermSet([term_packs.stamp(pack)])
+    assert found(term_set, "stone wall, garden") == []
+    assert found(term_set, "stone, wall, garden") == [("benign_context", "wall garden")]
+
+
+def test_of_many_phrases_some_are_looked_up_and_the_others_excuse_nothing(pack: Path) -> None:
+    term_set = TermSet([term_packs.stamp(pack)])
+    assert found(term_set, "garden city " * 1000) == []
+    assert len(found(term_set, "garden city, " * 1000)) == 1000 - 32
+
+
 def test_words_that_run_together_are_found_where_letters_were_joined(pack: Path) -> None:
     term_set = TermSet([term_packs.stamp(pack)])
     assert found(term_set, "x g a r d e n s t o n e w a l l") == [

@@ -80,7 +80,7 @@ def _plain(char: str) -> str:
     """NFKC and casefold; separators to a space, invisible characters to nothing, digits of every script to 0-9."""
     if INVISIBLE.match(char) or char == _TATWEEL:
         return ""
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", char).casefold())
+    text = unicodedata.normalize("NFKC", _cased(unicodedata.normalize("NFKC", char)))
     return "".join(map(_letter, text))
 
 
@@ -90,10 +90,15 @@ def _skeleton(char: str) -> str:
         return ""
     # Lookalikes first: casefolding a Greek or Cyrillic capital would leave a small letter that looks like nothing.
     text = unicodedata.normalize("NFD", char).translate(_lookalikes().folds)
-    text = unicodedata.normalize("NFKD", text).casefold()
+    text = _cased(unicodedata.normalize("NFKD", text))
     letters = (c if c.isascii() else _letter(c) for c in text if not unicodedata.category(c).startswith("M"))
     text = unicodedata.normalize("NFC", "".join(letters))
     return "." if text == " " and not char.isspace() else text
+
+
+def _cased(text: str) -> str:
+    # Cherokee is casefolded to capitals.
+    return text.casefold().lower()
 
 
 def _marked(char: str) -> str:

@@ -40,6 +40,9 @@ _KNOWN_SHARE = 0.5
 _SHORT_WORDS_WITHIN = 4000
 #: An ordinary word is what was meant, rather than a pack's, only if it is one of the most frequent.
 _MEANT_WITHIN = 20_000
+#: A word as rare as this that is a pack's word with a letter left out, one of the most frequent words, is a slip that a
+#: list of words has picked up ("shool").
+_RARE_FROM, _FREQUENT_WITHIN = 40_000, 2_000
 
 
 class Repair(NamedTuple):
@@ -71,17 +74,19 @@ class Spelling:
         ordinary: words of the language, most frequent first, folded as the skeleton view folds them.
         risky: words of packs, folded likewise.
         """
+        #: Words of packs.
+        self.risky = frozenset(word for word in risky if word.isalpha())
+        self._near: Mapping[str, Sequence[str]] = _deletions(self.risky)
+        frequent = self.risky.intersection(ordinary[:_FREQUENT_WITHIN])
         self._ordinary = frozenset(
             word
             for rank, word in enumerate(ordinary)
-            if len(word) > 3 or (len(word) > 1 and rank < _SHORT_WORDS_WITHIN)
+            if (len(word) > 3 or (len(word) > 1 and rank < _SHORT_WORDS_WITHIN))
+            and (rank < _RARE_FROM or word in self.risky or frequent.isdisjoint(self._near.get(word, ())))
         ) | {"a", "i"}
-        #: Words of packs.
-        self.risky = frozenset(word for word in risky if word.isalpha())
         #: Words that need no look; and the same as UTF-8.
         self.words = self._ordinary | self.risky
         self.known = frozenset(word.encode() for word in self.words)
-        self._near: Mapping[str, Sequence[str]] = _deletions(self.risky)
         self._neighbours = _Neighbours(dict.fromkeys(ordinary[:_MEANT_WITHIN]))
         #: Words of packs that may come in pieces, as UTF-8.
         broken = [word for word in self.risky if _MIN_LETTERS <= len(word) <= _MAX_LETTERS]
