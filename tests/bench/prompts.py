@@ -99,7 +99,7 @@ def _rules(report: Report, folder: Path) -> None:
 
 
 def _found(prompt: str, terms: TermSet) -> bool:
-    return any(terms.hits(view) for view in normalise.views(prompt, terms.spelling))
+    return any(terms.hits(view, prompt) for view in normalise.views(prompt, terms.spelling))
 
 
 def _rate(work: Callable[[str], object], texts: Sequence[str]) -> float:

@@ -50,7 +50,7 @@ def prompt_signal(g: generation_pb2.Generation, **scores: float) -> signal_pb2.S
         ({"minor_sexual": 0.9}, "REVIEW", "prompt-needs-review"),
         ({"minor_sexual": 0.9, "minor_sexual_semantic": 0.9}, "BLOCK", "attempt-in-prompt"),
         (
-            {"minor_sexual": 0.9, "minor_sexual_semantic": 0.58, "benign_context": 0.9},
+            {"minor_sexual": 0.9, "minor_sexual_semantic": 0.725, "benign_context": 0.9},
             "REVIEW",
             "prompt-needs-review",
         ),
@@ -67,7 +67,7 @@ def prompt_signal(g: generation_pb2.Generation, **scores: float) -> signal_pb2.S
                 "undressing_request": 0.9,
                 "minor_reference": 0.9,
                 "minor_sexual": 1.0,
-                "minor_sexual_semantic": 0.6,
+                "minor_sexual_semantic": 0.725,
                 "benign_context": 1.0,
             },
             "BLOCK",

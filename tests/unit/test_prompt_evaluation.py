@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from seawall.aggregator.settings import AggregatorSettings
 from seawall.core.errors import Fatal
-from seawall.prompt_scoring.block_head import SYNTAX_FEATURES, syntax
+from seawall.prompt_scoring.block_head import SYNTAX_FEATURES, HeadFile, bundled, syntax
 from seawall.prompt_scoring.evaluation import calibrate, generator, report, samples, thresholds
 from seawall.prompt_scoring.evaluation.disguises import DISGUISES
 from seawall.prompt_scoring.evaluation.measure import Answer, Outcome, against_targets, curve, measure, rate
@@ -151,6 +153,21 @@ def test_syntax_is_one_distance_and_three_facts() -> None:
     assert syntax(far).tolist() == pytest.approx([0, 0, 0, 0, 0.3, 0, 0, 0.3])
 
 
+def test_a_bare_request_is_as_sure_as_its_templates_say() -> None:
+    used = [one("positive", "p1"), one("positive", "p1"), one("positive", "p2"), one("hard_negative", "h1")]
+    rows = calibrate._Rows(
+        features=np.zeros((5, 1)),
+        positive=np.array([1.0, 1.0, 1.0, 0.0, 0.0]),
+        weights=np.ones(5),
+        fold=np.zeros(5, np.int64),
+        sample=np.array([0, 1, 2, 3, -1]),
+        bare=np.array([True, True, False, False, False]),
+        concepts=[frozenset()] * 4,
+    )
+    # One of two templates, and none of one: 2 / 4 against 1 / 3.
+    assert calibrate._bare(used, rows) == pytest.approx(0.6, abs=1e-4)
+
+
 def held(grade: str, template: str, score: float, *concepts: str, **fields: str) -> HeldOut:
     return HeldOut(one(grade, template, **fields), frozenset(concepts), score)  # type: ignore[arg-type]
 
@@ -193,3 +210,14 @@ def test_thresholds_need_both_grades() -> None:
     always = [held("hard_negative", f"h{number}", 1.0) for number in range(10)]
     with pytest.raises(Fatal, match="at every threshold"):
         thresholds.choose([*always, held("positive", "p", 1.0)])
+
+
+def test_the_default_policy_blocks_from_what_the_bundled_head_was_measured_to_need() -> None:
+    head = HeadFile.model_validate_json(bundled().read_bytes())
+    policy = yaml.safe_load((AggregatorSettings().policy / "policy.yaml").read_text(encoding="utf-8"))["thresholds"]
+    assert head.thresholds is not None
+    assert policy["prompt_block"]["value"] == head.thresholds.block
+    assert policy["prompt_block_sure"]["value"] == head.thresholds.block_sure
+    # Terms block where no encoder reads, but not among benign words; a bare request is blocked among them too.
+    assert head.thresholds.block < head.thresholds.block_sure
+    assert head.bare is not None and head.bare >= head.thresholds.block_sure

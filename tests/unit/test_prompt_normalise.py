@@ -100,6 +100,11 @@ def test_marks_that_spell_a_script_stay_in_the_plain_view(text: str) -> None:
     assert text in all_words(text)
 
 
+def test_a_script_whose_casefold_is_a_capital_is_lower_case_too() -> None:
+    assert "\uab70\uab71" in all_words("\u13a0\u13a1")
+    assert all(words == words.lower() for words in all_words("\u13a0\u13a1"))
+
+
 def test_ages_survive_the_reading_of_digits_as_letters() -> None:
     assert "a statue 12yo 10th" in all_words("a st4tue 12yo 10th")
 
@@ -226,6 +231,17 @@ def test_an_ordinary_word_that_is_nearer_wins() -> None:
 def test_a_text_of_unknown_words_is_another_language(text: str) -> None:
     readings = {view.words.decode().strip() for view in views(text, SPELLING)}
     assert (readings == {text}) == (text != "statu")
+
+
+def test_a_slip_that_a_list_of_words_has_picked_up_is_a_slip() -> None:
+    ordinary = ["a", "garden", "school", "in", *(f"word{letter}" for letter in "abcdefgh")]
+    rare = [*ordinary, *(f"filler{number}" for number in range(40_000)), "shool", "gardn"]
+    slips = (Spelling(rare, ("school", "statue")),)
+    assert "a school in" in {view.words.decode().strip() for view in views("a shool in", slips)}
+    # Only of the frequent words of packs; and a frequent word is one whatever it looks like.
+    assert {view.words.decode().strip() for view in views("a gardn", slips)} == {"a gardn"}
+    known = (Spelling([*ordinary, "shool"], ("school",)),)
+    assert {view.words.decode().strip() for view in views("a shool in", known)} == {"a shool in"}
 
 
 # --- signs that stand for several letters -----------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from seawall.prompt_scoring.reload import Reloader
 from seawall.prompt_scoring.scorer import PromptScorer
 from seawall.prompt_scoring.settings import PackSettings, PromptScoringSettings
 from seawall.prompt_scoring.stage import STAGE, examples
+from seawall.prompt_scoring.windows import Window
 from seawall.runtime import model_pack
 from seawall.runtime.sealing import Sealer
 from tests.support.stages import sent
@@ -256,7 +257,7 @@ def test_any_text_gets_a_status(prompts: PromptScorer, prompt: str, negative: st
 
 
 def test_a_search_that_gave_up_is_an_error(prompts: PromptScorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(self: object, view: object) -> None:
+    def exhausted(self: object, view: object, text: str) -> None:
         raise term_set.MatchFailed
 
     monkeypatch.setattr(term_set.TermSet, "hits", exhausted)
@@ -398,7 +399,7 @@ def test_the_same_prompt_many_times_at_once_is_scored_once(
 def test_an_error_is_not_remembered(home: Path, sealer: Sealer, monkeypatch: pytest.MonkeyPatch) -> None:
     cached = room(home, sealer)
 
-    def exhausted(self: object, view: object) -> None:
+    def exhausted(self: object, view: object, text: str) -> None:
         raise term_set.MatchFailed
 
     with monkeypatch.context() as patch:
@@ -663,6 +664,18 @@ def test_a_head_that_does_not_belong_is_refused(home: Path, tmp_path: Path) -> N
         with pytest.raises(Fatal, match=f"BAD_BLOCK_HEAD: .*{field}") as caught:
             BlockHead(encoder, pack, write_head(path, pack, **{field: value}))
         assert "secretword" not in str(caught.value)
+
+
+def test_a_bare_request_is_as_sure_as_the_head_says_whatever_its_words_are(home: Path, tmp_path: Path) -> None:
+    pack = model_pack.load(home / "tiny")
+    window = Window("a b", "a b", "en", 0, "sexual_context", minor_last=True, apart=False, frame="a b")
+    counted = BlockHead(Encoder(pack), pack, write_head(tmp_path / "head.json", pack, bias=-60.0, bare=0.9))
+    assert counted.score(window) < 0.01
+    assert counted.score(window._replace(bare=True)) == 0.9
+    sure = BlockHead(Encoder(pack), pack, write_head(tmp_path / "head.json", pack, bias=60.0, bare=0.9))
+    assert sure.score(window._replace(bare=True)) > 0.99
+    plain = BlockHead(Encoder(pack), pack, write_head(tmp_path / "head.json", pack, bias=-60.0))
+    assert plain.score(window._replace(bare=True)) < 0.01
 
 
 # --- stage ------------------------------------------------------------------------------------------------------------

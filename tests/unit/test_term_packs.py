@@ -27,7 +27,9 @@ def terms(concept: str, *patterns: str, not_in: tuple[str, ...] = ()) -> dict[st
 
 def found(term_set: TermSet, text: str) -> list[tuple[str, str]]:
     return [
-        (hit.concept, view.words[hit.start : hit.end].decode()) for view in views(text) for hit in term_set.hits(view)
+        (hit.concept, view.words[hit.start : hit.end].decode())
+        for view in views(text)
+        for hit in term_set.hits(view, text)
     ]
 
 
@@ -65,6 +67,30 @@ def test_another_sense_excuses_its_own_span_only(pack: Path) -> None:
     term_set = TermSet([term_packs.stamp(pack)])
     assert found(term_set, "a garden city") == []
     assert found(term_set, "a garden city with a garden") == [("benign_context", "garden")]
+
+
+@pytest.mark.parametrize("text", ["a garden, city light", "a garden. City lights", "a (garden) city", "garden: city"])
+def test_another_sense_does_not_reach_over_the_end_of_a_phrase(pack: Path, text: str) -> None:
+    assert found(TermSet([term_packs.stamp(pack)]), text) == [("benign_context", "garden")]
+
+
+def test_a_phrase_that_ends_elsewhere_keeps_its_sense(pack: Path) -> None:
+    term_set = TermSet([term_packs.stamp(pack)])
+    assert found(term_set, "gulls, a garden-city, a pier") == []
+    assert found(term_set, "g a r d e n, a garden city") == [("benign_context", "garden")]
+
+
+def test_a_term_that_reaches_over_the_end_itself_is_excused_as_a_whole(tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "demo", terms("benign_context", "walls? garden", not_in=("stone walls? garden",)))
+    term_set = TermSet([term_packs.stamp(pack)])
+    assert found(term_set, "stone wall, garden") == []
+    assert found(term_set, "stone, wall, garden") == [("benign_context", "wall garden")]
+
+
+def test_of_many_phrases_some_are_looked_up_and_the_others_excuse_nothing(pack: Path) -> None:
+    term_set = TermSet([term_packs.stamp(pack)])
+    assert found(term_set, "garden city " * 1000) == []
+    assert len(found(term_set, "garden city, " * 1000)) == 1000 - 32
 
 
 def test_words_that_run_together_are_found_where_letters_were_joined(pack: Path) -> None:
@@ -162,12 +188,12 @@ def test_a_search_that_gave_up_is_not_taken_for_clean(pack: Path, monkeypatch: p
 
     monkeypatch.setattr(term_set, "_set", Exhausted())
     with pytest.raises(MatchFailed):
-        term_set.hits(View("words", b" a mountain lake "))
+        term_set.hits(View("words", b" a mountain lake "), "a mountain lake")
 
 
 def test_time_is_linear_on_text_made_against_backtracking(tmp_path: Path) -> None:
     loaded = term_packs.stamp(make_pack(tmp_path / "demo", terms("coercion", "(?:a+)+b"), boundary="none"))
-    assert TermSet([loaded]).hits(View("words", b" " + b"a" * 100_000 + b" ")) == []
+    assert TermSet([loaded]).hits(View("words", b" " + b"a" * 100_000 + b" "), "a" * 100_000) == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ Sets = Annotated[
 @prompts_app.command("eval")
 def evaluate(
     files: Sets = None,
-    split: Annotated[str, typer.Option(help="Of Seawall's own set: train, tune or final.")] = "final",
+    split: Annotated[
+        str, typer.Option(help="Of Seawall's own set: train, tune, final, fresh, third or fourth.")
+    ] = "final",
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Judge by this policy. Without: the default.")
     ] = None,
@@ -52,7 +54,7 @@ def calibrate(
 @prompts_app.command("export")
 def export(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write.")],
-    split: Annotated[str, typer.Option(help="train, tune or final.")] = "final",
+    split: Annotated[str, typer.Option(help="train, tune, final, fresh, third or fourth.")] = "final",
 ) -> None:
     """Write a split of Seawall's own set as a file."""
     from seawall.cli import prompts as command

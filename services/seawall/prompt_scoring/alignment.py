@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from seawall.prompt_scoring.characters import clusters
@@ -63,6 +63,17 @@ class Edited:
                 return edit.start, edit.end
             shift += len(edit.replacement) - (edit.end - edit.start)
         return position - shift, position - shift + 1
+
+
+class EditedLater:
+    """`Edited`, by edits that are looked for when they are asked for."""
+
+    def __init__(self, source: str, edits: Callable[[str], Sequence[Edit]]) -> None:
+        self._source = source
+        self._edits = edits
+
+    def back(self, start: int, end: int) -> Span:
+        return Edited(self._edits(self._source)).back(start, end)
 
 
 class Folded:

@@ -27,6 +27,8 @@ _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: Facts of a window's syntax are 0 or this: a third of a unit vector, so that they inform and do not rule.
 _SYNTAX_SCALE = 0.3
 _DISTANCES = (0, 2, 5, 12)
+#: `Thresholds.block` of a head that does not say.
+_BLOCKS_FROM = 0.6
 SYNTAX_FEATURES = len(_DISTANCES) + 4
 #: The window, its core and its frame.
 _VECTORS = 3
@@ -72,6 +74,8 @@ class HeadFile(BaseModel):
     #: Layout of the features; see ``features``.
     features: Literal[2]
     calibration: Calibration
+    #: The least grade of a bare request (`Window.bare`), counted from templates. None: as of any other.
+    bare: float | None = Field(default=None, gt=0, lt=1)
     #: Advice to the policy's author; the service does not block.
     thresholds: Thresholds | None = None
     bias: _Number
@@ -122,11 +126,15 @@ class BlockHead:
         self._weights = np.array(content.weights, np.float64)
         self._bias = content.bias
         self._calibration = content.calibration
+        self._bare = content.bare or 0.0
+        #: The grade that a policy should block from unless the context is benign.
+        self.blocks_from = content.thresholds.block if content.thresholds else _BLOCKS_FROM
 
     def score(self, window: Window) -> float:
         """How surely the window is a request for sexual content about a minor: 0 to 1."""
         margin = float(features(self._encoder, window) @ self._weights) + self._bias
-        return sigmoid(self._calibration.slope * margin + self._calibration.offset)
+        grade = sigmoid(self._calibration.slope * margin + self._calibration.offset)
+        return max(grade, self._bare) if window.bare else grade
 
 
 def features(encoder: Encoder, window: Window) -> Features:

@@ -7,7 +7,9 @@ import unicodedata
 from collections.abc import Callable, Iterator, Set
 from functools import cache
 from importlib import resources
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from seawall.prompt_scoring.memory import Memory
 
 #: Default-ignorable code points, bidi controls, tag characters, variation selectors, and controls.
 _INVISIBLE_CLASS = (
@@ -20,13 +22,18 @@ SPACELESS = (
     "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
+_SPACELESS = re.compile(f"[{SPACELESS}]")
+#: Invisible copies of ASCII's printable characters.
+TAGS = frozenset(map(chr, range(0xE0020, 0xE007F)))
+#: Right-to-left override, isolate and embedding.
+OVERRIDES = frozenset("\u202e\u2067\u202b")
 #: Arabic's tatweel stretches a word and means nothing.
 _TATWEEL = "\u0640"
 #: Stands for a letter that may be i or l. Private use, which no fold leaves in a text.
 EITHER = "\ue000"
 #: A table stops to remember here: a text of every code point there is must not fill the memory.
 _MAX_REMEMBERED = 65_536
-_ASCII = frozenset(map(chr, range(128)))
+_ASCII = bytes(range(128))
 #: Of so many different characters each is replaced by itself; more are looked up one after the other.
 _MAX_REPLACED = 32
 
@@ -73,7 +80,7 @@ def _plain(char: str) -> str:
     """NFKC and casefold; separators to a space, invisible characters to nothing, digits of every script to 0-9."""
     if INVISIBLE.match(char) or char == _TATWEEL:
         return ""
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", char).casefold())
+    text = unicodedata.normalize("NFKC", _cased(unicodedata.normalize("NFKC", char)))
     return "".join(map(_letter, text))
 
 
@@ -83,10 +90,15 @@ def _skeleton(char: str) -> str:
         return ""
     # Lookalikes first: casefolding a Greek or Cyrillic capital would leave a small letter that looks like nothing.
     text = unicodedata.normalize("NFD", char).translate(_lookalikes().folds)
-    text = unicodedata.normalize("NFKD", text).casefold()
+    text = _cased(unicodedata.normalize("NFKD", text))
     letters = (c if c.isascii() else _letter(c) for c in text if not unicodedata.category(c).startswith("M"))
     text = unicodedata.normalize("NFC", "".join(letters))
     return "." if text == " " and not char.isspace() else text
+
+
+def _cased(text: str) -> str:
+    # Cherokee is casefolded to capitals.
+    return text.casefold().lower()
 
 
 def _marked(char: str) -> str:
@@ -102,12 +114,45 @@ def _letter(char: str) -> str:
 
 def beyond_ascii(text: str) -> Set[str]:
     """The characters of a text that are not ASCII."""
-    return set(text) - _ASCII
+    return set(text.encode().translate(None, _ASCII).decode())
 
 
-def has_either(beyond: Set[str]) -> bool:
-    """Whether one of the characters looks like i and like l."""
-    return not _lookalikes().either.isdisjoint(beyond)
+class Trait:
+    """What a character beyond ASCII asks to be looked at for, as bits."""
+
+    #: It looks like i and like l.
+    EITHER: Final = 1
+    #: It is, or folds to, a combining mark.
+    MARK: Final = 2
+    #: It is, or folds to, a letter of a script without spaces.
+    SPACELESS: Final = 4
+    #: It is an invisible copy of an ASCII character.
+    TAG: Final = 8
+    #: It turns round what follows.
+    OVERRIDE: Final = 16
+
+
+def traits(beyond: Set[str]) -> int:
+    """The `Trait`s of all these characters together."""
+    found = 0
+    for char in beyond:
+        found |= _TRAITS[char]
+    return found
+
+
+def _traits(char: str) -> int:
+    folded = PLAIN[ord(char)] or ""
+    asked = (
+        (Trait.EITHER, char in _lookalikes().either),
+        (Trait.MARK, any(unicodedata.category(c).startswith("M") for c in folded)),
+        (Trait.SPACELESS, _SPACELESS.search(folded) is not None),
+        (Trait.TAG, char in TAGS),
+        (Trait.OVERRIDE, char in OVERRIDES),
+    )
+    return sum(trait for trait, shown in asked if shown)
+
+
+_TRAITS = Memory(_traits)
 
 
 class _Lookalikes(NamedTuple):

@@ -120,7 +120,7 @@ def _read(text: str, terms: TermSet) -> list[_Seen]:
     if len(found) > 1 and terms.none_in(found):
         return seen
     for index, view in enumerate(found):
-        hits = terms.hits(view)
+        hits = terms.hits(view, text)
         if hits:
             seen.append(_Seen(view, dict(by_concept(hits)), index == 0))
     return seen

@@ -12,6 +12,8 @@ import re
 from urllib.parse import unquote_to_bytes
 
 from seawall.prompt_scoring.alignment import Edit
+from seawall.prompt_scoring.characters import OVERRIDES, TAGS
+from seawall.prompt_scoring.memory import Memory
 
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _PERCENT_SPACE = re.compile(r"\+")
@@ -21,8 +23,8 @@ _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{12,}={0,2}")
 #: The URL-safe alphabet to the standard one.
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _MAX_BASE64 = 64
-_TAGS = re.compile("[\U000e0020-\U000e007e]+")
-_OVERRIDE = re.compile("[\u202e\u2067\u202b]([^\u202c\u2069\n]*)")
+_TAGS = re.compile(f"[{min(TAGS)}-{max(TAGS)}]+")
+_OVERRIDE = re.compile(f"[{''.join(sorted(OVERRIDES))}]([^\u202c\u2069\n]*)")
 
 
 def percent(text: str) -> list[Edit]:
@@ -53,16 +55,23 @@ def base64_words(text: str) -> list[Edit]:
     for number, match in enumerate(_BASE64.finditer(text)):
         if number == _MAX_BASE64:
             break
-        token = match[0].rstrip("=").encode().translate(_STANDARD)
-        if len(token) % 4 == 1:
-            continue
-        try:
-            plain = binascii.a2b_base64(token + b"=" * (-len(token) % 4), strict_mode=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
-            continue
-        if plain.replace("\n", " ").replace("\t", " ").isprintable():
+        if (plain := _PLAIN_OF[match[0]]) is not None:
             edits.append(Edit(*match.span(), f" {plain} "))
     return edits
+
+
+def _decoded(word: str) -> str | None:
+    token = word.rstrip("=").encode().translate(_STANDARD)
+    if len(token) % 4 == 1:
+        return None
+    try:
+        plain = binascii.a2b_base64(token + b"=" * (-len(token) % 4), strict_mode=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return plain if plain.replace("\n", " ").replace("\t", " ").isprintable() else None
+
+
+_PLAIN_OF = Memory(_decoded)
 
 
 def tags(text: str) -> list[Edit]:

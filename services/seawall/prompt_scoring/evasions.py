@@ -7,33 +7,33 @@ evasion. Plain text shows no signs of any, and is told apart by one RE2 set in o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from enum import IntEnum
-from itertools import product
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, product
+from string import punctuation
+from typing import Final, NamedTuple
 
 import re2
 
-from seawall.prompt_scoring.alignment import Edit, apply
+from seawall.prompt_scoring.alignment import Edit, Span, apply
 from seawall.prompt_scoring.characters import EITHER, SPACELESS
 
 
-class Sign(IntEnum):
-    """What a text may show; the number is its pattern's place in the set."""
+class Sign:
+    """What a text may show, as bits: plain ones, since an enum's cost ten times as much to ask for."""
 
-    LEET = 0
-    SPACED = 1
-    REPEATED = 2
-    CLOSED = 3
-    PERCENT = 4
-    ENTITY = 5
-    BASE64 = 6
-    ESCAPE = 7
+    LEET: Final = 1
+    SPACED: Final = 2
+    REPEATED: Final = 4
+    CLOSED: Final = 8
+    PERCENT: Final = 16
+    ENTITY: Final = 32
+    BASE64: Final = 64
+    ESCAPE: Final = 128
 
 
 _LEET = "013457@$|!8"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_PATTERNS: dict[Sign, str] = {
+_PATTERNS: dict[int, str] = {
     Sign.LEET: "|".join(
         (
             rf"[a-z][{_LEET}]+[a-z]",
@@ -56,65 +56,102 @@ def _compile() -> object:
     options = re2.Options()
     options.log_errors = False
     found = re2.Set.SearchSet(options)
-    for sign in Sign:
-        found.Add(_PATTERNS[sign])
+    for pattern in _PATTERNS.values():
+        found.Add(pattern)
     found.Compile()
     return found
 
 
 _SIGNS = _compile()
+_SIGN_OF = tuple(_PATTERNS)
 
 
-def signs(text: bytes) -> Sequence[int]:
-    """The signs that a lower-case text shows."""
-    return _SIGNS.Match(text) or ()  # type: ignore[attr-defined]
+def signs(text: bytes) -> int:
+    """The `Sign`s that a lower-case text shows."""
+    found = 0
+    for number in _SIGNS.Match(text) or ():  # type: ignore[attr-defined]
+        found |= _SIGN_OF[number]
+    return found
 
 
-#: Three or more single letters or digits with one to three separators between them.
-_SPACED_OUT = re.compile(r"(?<![^\W_])(?:[^\W_][\W_]{1,3}){2,}[^\W_](?![^\W_])")
+def _spaced_out(letter: str, other: str) -> re.Pattern[str]:
+    # What stands before is matched too: a class at the beginning is found several times faster than a look behind.
+    return re.compile(f"{other}({letter}(?:{other}{{1,3}}{letter}){{2,}})(?!{letter})")
+
+
+#: Three or more single letters or digits with one to three separators between them, and a separator before.
+_SPACED_OUT = _spaced_out(r"[^\W_]", r"[\W_]")
+_SPACED_OUT_ASCII = _spaced_out("[a-z0-9]", "[^a-z0-9]")
 _GAPS = re.compile(r"[\W_]+")
 _SIGNS_BETWEEN = frozenset("@$|!")
 
 
-def join(text: str) -> tuple[list[Edit], list[tuple[int, int]], bool]:
+class _Run(NamedTuple):
+    """Letters that are spaced out."""
+
+    start: int
+    text: str
+    gaps: list[str]
+    #: What becomes of each gap: nothing, or a space.
+    spaces: list[str]
+
+
+def _runs(text: str) -> Iterator[_Run]:
+    for match in (_SPACED_OUT_ASCII if text.isascii() else _SPACED_OUT).finditer(f" {text}"):
+        run = match[1]
+        if any(map(str.isalpha, run)):
+            # A wider gap than the narrowest is a space between words; so is a bare space among dots or dashes.
+            gaps = _GAPS.findall(run)
+            punctuated = 2 * sum(map(str.isspace, gaps)) < len(gaps)
+            narrow = min(map(len, gaps))
+            spaces = [" " if len(gap) > narrow or (punctuated and gap.isspace()) else "" for gap in gaps]
+            yield _Run(match.start(), run, gaps, spaces)
+
+
+def join(text: str) -> tuple[str, list[Span], bool]:
     """Spaced-out letters joined, the ranges of the result where words may run together, and whether a sign that may
     be a letter was taken for a separator."""
-    edits: list[Edit] = []
-    runs: list[tuple[int, int]] = []
+    parts: list[str] = []
+    ranges: list[Span] = []
     signs = False
-    shift = 0
-    for match in _SPACED_OUT.finditer(text):
-        if not any(char.isalpha() for char in match[0]):
-            continue
-        # A wider gap than the narrowest of the run is a space between words; so is a bare space among dots or dashes.
-        gaps = _GAPS.findall(match[0])
-        punctuated = 2 * sum(map(str.isspace, gaps)) < len(gaps)
-        narrow = min(map(len, gaps))
-        start, last = match.span()
-        begin = start + shift
-        for gap in gaps:
-            start += 1
-            end = start + len(gap)
-            space = " " if len(gap) > narrow or (punctuated and gap.isspace()) else ""
-            edits.append(Edit(start, end, space))
-            shift += len(space) - len(gap)
-            start = end
-        runs.append((begin, last + shift))
-        signs = signs or not _SIGNS_BETWEEN.isdisjoint(match[0])
-    return edits, runs, signs
+    at = size = 0
+    for start, run, _gaps, spaces in _runs(text):
+        letters = "".join(chain.from_iterable(zip(_GAPS.split(run), (*spaces, ""), strict=True)))
+        parts += (text[at:start], letters)
+        size += start - at
+        ranges.append((size, size + len(letters)))
+        size += len(letters)
+        at = start + len(run)
+        signs = signs or not _SIGNS_BETWEEN.isdisjoint(run)
+    return "".join((*parts, text[at:])), ranges, signs
 
 
+def join_edits(text: str) -> list[Edit]:
+    """What `join` does to a text."""
+    edits = []
+    for start, _run, gaps, spaces in _runs(text):
+        at = start
+        for gap, space in zip(gaps, spaces, strict=True):
+            edits.append(Edit(at + 1, at + 1 + len(gap), space))
+            at += 1 + len(gap)
+    return edits
+
+
+_PUNCTUATION = frozenset(punctuation)
 #: Punctuation with a letter after it. A class at the beginning is found several times faster than a look behind.
-_INSIDE = re.compile(r"[!-/:-@\[-`{-~]+(?=[^\W\d_])")
+_INSIDE = re.compile(r"[!-/:-@\[-`{-~](?=[^\W\d_])")
 
 
 def close(text: str) -> list[Edit]:
     """Punctuation inside words removed."""
-    return [
-        Edit(start, end, "")
-        for start, end in (match.span() for match in _INSIDE.finditer(text))
-        if start and text[start - 1].isalnum()
-    ]
+    edits = []
+    for match in _INSIDE.finditer(text):
+        start = end = match.end()
+        while start and text[start - 1] in _PUNCTUATION:
+            start -= 1
+        if start and text[start - 1].isalnum():
+            edits.append(Edit(start, end, ""))
+    return edits
 
 
 _LETTER_OF = str.maketrans({"0": "o", "1": EITHER, "|": EITHER, "!": EITHER, "3": "e", "4": "a", "@": "a", "5": "s",
@@ -212,12 +249,6 @@ def squeeze(token: str) -> list[str]:
 
 _SPACELESS_GAP = re.compile(rf"(?<=[{SPACELESS}])[\x00-/:-@\[-`{{-\x7f]+(?=[{SPACELESS}])")
 _SPACELESS_EDGE = re.compile(rf"(?<=[a-z])(?=[{SPACELESS}])|(?<=[{SPACELESS}])(?=[a-z])")
-_SPACELESS = re.compile(f"[{SPACELESS}]")
-
-
-def has_spaceless(text: str) -> bool:
-    """Whether the text holds a letter of a script without spaces."""
-    return _SPACELESS.search(text) is not None
 
 
 def spaceless_edges(text: str) -> list[Edit]:

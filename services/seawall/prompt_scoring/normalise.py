@@ -27,21 +27,33 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import lru_cache
 from typing import NamedTuple
 
 from seawall.prompt_scoring import encodings, evasions
-from seawall.prompt_scoring.alignment import Composed, Edit, Edited, Folded, Span, Step, Worded, apply, origin
+from seawall.prompt_scoring.alignment import (
+    Composed,
+    Edit,
+    Edited,
+    EditedLater,
+    Folded,
+    Span,
+    Step,
+    Worded,
+    apply,
+    origin,
+)
 from seawall.prompt_scoring.characters import (
     INVISIBLE,
     MARKED,
     ORIGINAL,
     PLAIN,
     SKELETON,
+    Trait,
     beyond_ascii,
-    has_either,
     runs_of_marks,
+    traits,
 )
 from seawall.prompt_scoring.evasions import Sign
 from seawall.prompt_scoring.spelling import Spelling, repaired
@@ -119,12 +131,13 @@ def _words(text: str) -> list[bytes]:
 
 
 Steps = tuple[Step, ...]
-_ESCAPES: tuple[tuple[Sign, Callable[[str], list[Edit]]], ...] = (
+_ESCAPES: tuple[tuple[int, Callable[[str], list[Edit]]], ...] = (
     (Sign.PERCENT, encodings.percent),
     (Sign.ENTITY, encodings.references),
     (Sign.ESCAPE, encodings.backslashes),
     (Sign.BASE64, encodings.base64_words),
 )
+_HIDING = sum(sign for sign, _ in _ESCAPES)
 
 
 @lru_cache(2)
@@ -145,28 +158,31 @@ class _Reader:
     def read(self, text: str, steps: Steps, name: str, round_: int) -> None:
         """Add every view of ``text``, which ``steps`` made; ``name`` instead of their own if it was hidden."""
         if text.isascii():
-            visible, made = text, steps
+            visible, made, shows = text, steps, 0
             raw = text.encode()
             if len(raw.translate(None, _CONTROL_BYTES)) != len(raw):
                 controls = [Edit(*match.span(), "") for match in _ASCII_CONTROL.finditer(text)]
                 visible, made = self._edited(text, steps, controls)
             base = visible.lower()
-            self._add(name or "words", base, made)
+            words = self._add(name or "words", base, made)
         else:
-            base, made = self._unicode(text, steps, name)
+            beyond = beyond_ascii(text)
+            shows = traits(beyond)
+            base, made, words = self._unicode(text, steps, name, beyond, shows)
         shown = evasions.signs(base.encode())
         # What was hidden is read in place of what hid it, with everything around it: its views are this text's too.
-        if round_ == _MAX_ROUNDS or not self._hidden(text, steps, shown, round_ + 1):
-            self._evaded(base, made, name, shown)
+        if round_ == _MAX_ROUNDS or not self._hidden(text, steps, shown, shows, round_ + 1):
+            self._evaded(base, made, words, name, shown)
 
-    def _unicode(self, text: str, steps: Steps, name: str) -> tuple[str, Steps]:
-        """Add the first three views. Returns the skeleton with its separators."""
-        beyond = beyond_ascii(text)
+    def _unicode(
+        self, text: str, steps: Steps, name: str, beyond: Set[str], shows: int
+    ) -> tuple[str, Steps, list[bytes]]:
+        """Add the first three views. Returns the skeleton with its separators, and its words."""
         if not steps:
             self._add("original", ORIGINAL.translate(text, beyond), (Folded(text, ORIGINAL),))
         skeleton = self._bounded(SKELETON.translate(text, beyond))
         skeleton_steps: Steps = (*steps, Folded(text, SKELETON))
-        if has_either(beyond):
+        if shows & Trait.EITHER:
             self._add(name or "skeleton", skeleton, skeleton_steps)
             marked = text.translate(MARKED)
             skeleton, skeleton_steps = self._edited(
@@ -174,32 +190,31 @@ class _Reader:
             )
         if steps and skeleton.isascii():
             # Of what was hidden in Latin letters the skeleton shows all that terms ask for.
-            self._add(name or "skeleton", skeleton, skeleton_steps)
-            return skeleton, skeleton_steps
+            return skeleton, skeleton_steps, self._add(name or "skeleton", skeleton, skeleton_steps)
         plain = self._bounded(PLAIN.translate(text, beyond))
         plain_steps = (*steps, Folded(text, PLAIN))
-        if not plain.isascii():
+        if shows & Trait.MARK:
             cut = [Edit(match.start() + 4, match.end(), "") for match in runs_of_marks(plain)]
             plain, plain_steps = self._edited(plain, plain_steps, cut)
+        if not unicodedata.is_normalized("NFC", plain):
             composed = unicodedata.normalize("NFC", plain)
-            if composed != plain:
-                plain, plain_steps = composed, (*plain_steps, Composed(plain))
-        if evasions.has_spaceless(plain):
+            plain, plain_steps = composed, (*plain_steps, Composed(plain))
+        if shows & Trait.SPACELESS:
             plain, plain_steps = self._edited(plain, plain_steps, evasions.spaceless_edges(plain))
             skeleton, skeleton_steps = self._edited(skeleton, skeleton_steps, evasions.spaceless_edges(skeleton))
             gaps = evasions.spaceless_gaps(plain)
             if gaps:
                 self._add(name or "unspaced", *self._edited(plain, plain_steps, gaps))
         self._add(name or "words", plain, plain_steps)
-        self._add(name or "skeleton", skeleton, skeleton_steps)
-        return skeleton, skeleton_steps
+        return skeleton, skeleton_steps, self._add(name or "skeleton", skeleton, skeleton_steps)
 
-    def _hidden(self, text: str, steps: Steps, shown: Sequence[int], round_: int) -> bool:
+    def _hidden(self, text: str, steps: Steps, shown: int, shows: int, round_: int) -> bool:
         """Read what is hidden in escapes, with all its views. Whether there was anything."""
-        readers = [reader for sign, reader in _ESCAPES if sign in shown]
+        readers = [reader for sign, reader in _ESCAPES if shown & sign] if shown & _HIDING else []
         hidden = bool(readers) and self._after(readers, text, steps, "decoded", round_)
-        if not text.isascii():
+        if shows & Trait.TAG:
             hidden |= self._after((encodings.tags,), text, steps, "tags", round_)
+        if shows & Trait.OVERRIDE:
             hidden |= self._after((encodings.overrides,), text, steps, "reversed", round_)
         return hidden
 
@@ -214,35 +229,35 @@ class _Reader:
         self.read(self._bounded(changed), made, name, round_)
         return True
 
-    def _evaded(self, base: str, steps: Steps, name: str, shown: Sequence[int]) -> None:
-        """Add the views that undo what was done to single words, one on top of the other."""
+    def _evaded(self, base: str, steps: Steps, words: list[bytes], name: str, shown: int) -> None:
+        """Add the views that undo what was done to single words, one on top of the other. ``words`` are the base's."""
         ways = [_Way("", base, steps)]
-        if Sign.SPACED in shown:
-            edits, joined, signs = evasions.join(base)
-            if edits:
-                ways = [_Way("joined", *self._edited(base, steps, edits), joined)]
-                if signs and Sign.LEET in shown:
+        if shown & Sign.SPACED:
+            joined, runs, signs = evasions.join(base)
+            if runs:
+                ways = [_Way("joined", joined, (*steps, EditedLater(base, evasions.join_edits)), runs)]
+                if signs and shown & Sign.LEET:
                     # "k!d" looks like letters spaced out with signs.
                     ways.append(_Way("", base, steps))
         text, made = ways[0][1:3]
-        if Sign.CLOSED in shown and (edits := evasions.close(text)):
+        if shown & Sign.CLOSED and (edits := evasions.close(text)):
             ways.append(_Way("closed", *self._edited(text, made, edits)))
         changed = ways[0].name != "" or len(ways) > 1
+        leet, repeats = changed or bool(shown & Sign.LEET), changed or bool(shown & Sign.REPEATED)
         for number, way in enumerate(ways):
             tokens = way.text.split()
             runs = _of_tokens(way.text, way.runs) if way.runs else ()
-            doubtful, likely = self._tokens.read(
-                tokens, changed or Sign.LEET in shown, changed or Sign.REPEATED in shown
-            )
+            doubtful, likely = self._tokens.read(tokens, leet, repeats)
             if runs and likely[0].changes:
                 # An age that is spaced out is read here, before its figures are read as letters.
                 self._reread(Reading("", tokens, ()), way, name, runs)
             if doubtful is not None and not number:
                 self._reread(doubtful, way, name, runs)
             for reading in likely:
-                words = self._reread(reading, way, name, runs)
+                # A way that changes nothing is a view already.
+                read = self._reread(reading, way, name, runs) if reading.changes or way.name else words
                 for spelling in self._spelling:
-                    self._repair(words, reading, way, name, spelling)
+                    self._repair(read, reading, way, name, spelling)
 
     def _reread(self, reading: Reading, way: _Way, name: str, runs: Sequence[Span]) -> list[bytes]:
         """Add a reading of a way's tokens. Returns its words."""
@@ -267,8 +282,11 @@ class _Reader:
             raise Expands
         return text
 
-    def _add(self, name: str, text: str, steps: Steps) -> None:
-        self._keep(name, _words(text), (), (*steps, Worded(text)))
+    def _add(self, name: str, text: str, steps: Steps) -> list[bytes]:
+        """Add a text as it is. Returns its words."""
+        words = _words(text)
+        self._keep(name, words, (), (*steps, Worded(text)))
+        return words
 
     def _keep(self, name: str, words: Sequence[bytes], glued: tuple[Span, ...], steps: Steps) -> None:
         if len(self.views) >= _MAX_VIEWS:
@@ -322,10 +340,11 @@ def _laid(tokens: Sequence[str], runs: Sequence[Span]) -> tuple[list[bytes], tup
     at = 0
     for start, end in runs:
         before, inside = _words(" ".join(tokens[at:start])), _words(" ".join(tokens[start:end]))
-        size += sum(map(len, before)) + len(before)
-        length = sum(map(len, inside)) + len(inside)
-        glued.append((size, size + length - 1))
-        size += length
+        if before:
+            size += len(b" ".join(before)) + 1
+        length = len(b" ".join(inside))
+        glued.append((size, size + length))
+        size += length + 1
         words += before
         words += inside
         at = end

@@ -63,7 +63,7 @@ def test(pack: TermPack) -> list[Fault]:
     for line, case in pack.cases:
         where = f"{name}/{CASES_FILE} line {line}"
         try:
-            found = {hit.concept for view in views(case.text, terms.spelling) for hit in terms.hits(view)}
+            found = {hit.concept for view in views(case.text, terms.spelling) for hit in terms.hits(view, case.text)}
         except Expands:
             faults.append(Fault(where, "the text expands beyond all bounds when it is normalised"))
             continue

@@ -15,7 +15,7 @@ from seawall.runtime.model_pack import ModelPack
 
 #: Where the encoder cannot read, terms decide: within so many words of each other they are enough to block unless the
 #: context is benign. Further apart, or from packs of two languages, they are enough for a person to look.
-_TERMS_WITHIN, _TERMS_NEAR, _TERMS_APART = 6, 0.6, 0.4
+_TERMS_WITHIN, _TERMS_APART = 6, 0.4
 
 
 class SemanticScorer:
@@ -67,7 +67,7 @@ class SemanticScorer:
         if window.language in self._head.languages:
             return self._head.score(window)
         near = window.language != "und" and window.distance <= _TERMS_WITHIN
-        return _TERMS_NEAR if near else _TERMS_APART
+        return self._head.blocks_from if near else _TERMS_APART
 
 
 def _outside(text: str) -> float:

@@ -40,6 +40,9 @@ _KNOWN_SHARE = 0.5
 _SHORT_WORDS_WITHIN = 4000
 #: An ordinary word is what was meant, rather than a pack's, only if it is one of the most frequent.
 _MEANT_WITHIN = 20_000
+#: A word as rare as this that is a pack's word with a letter left out, one of the most frequent words, is a slip that a
+#: list of words has picked up ("shool").
+_RARE_FROM, _FREQUENT_WITHIN = 40_000, 2_000
 
 
 class Repair(NamedTuple):
@@ -71,17 +74,19 @@ class Spelling:
         ordinary: words of the language, most frequent first, folded as the skeleton view folds them.
         risky: words of packs, folded likewise.
         """
+        #: Words of packs.
+        self.risky = frozenset(word for word in risky if word.isalpha())
+        self._near: Mapping[str, Sequence[str]] = _deletions(self.risky)
+        frequent = self.risky.intersection(ordinary[:_FREQUENT_WITHIN])
         self._ordinary = frozenset(
             word
             for rank, word in enumerate(ordinary)
-            if len(word) > 3 or (len(word) > 1 and rank < _SHORT_WORDS_WITHIN)
+            if (len(word) > 3 or (len(word) > 1 and rank < _SHORT_WORDS_WITHIN))
+            and (rank < _RARE_FROM or word in self.risky or frequent.isdisjoint(self._near.get(word, ())))
         ) | {"a", "i"}
-        #: Words of packs.
-        self.risky = frozenset(word for word in risky if word.isalpha())
         #: Words that need no look; and the same as UTF-8.
         self.words = self._ordinary | self.risky
         self.known = frozenset(word.encode() for word in self.words)
-        self._near: Mapping[str, Sequence[str]] = _deletions(self.risky)
         self._neighbours = _Neighbours(dict.fromkeys(ordinary[:_MEANT_WITHIN]))
         #: Words of packs that may come in pieces, as UTF-8.
         broken = [word for word in self.risky if _MIN_LETTERS <= len(word) <= _MAX_LETTERS]
@@ -130,19 +135,22 @@ class Spelling:
         """
         repairs: list[Repair] = []
         taken = looked = 0
-        for index in unknown:
-            if index < taken:
-                continue
-            word = words[index]
-            look = self._looks[word]
-            if look is None:
+        looks = map(self._looks.__getitem__, map(words.__getitem__, unknown))
+        for index, look in zip(unknown, looks, strict=True):
+            if look is None or index < taken:
                 continue
             looked += 1
             if looked > _MAX_UNKNOWN:
                 break
             if look is _NOTHING:
                 continue
-            repair = self._together(words, index, taken) if look.piece else None
+            repair, word = None, words[index]
+            # Nearly every piece ends here: with neither of its neighbours it is a part of anything.
+            if look.piece and (
+                (index > taken and words[index - 1] + word in self._parts)
+                or (index + 1 < len(words) and word + words[index + 1] in self._parts)
+            ):
+                repair = self._together(words, index, taken)
             if repair is None and look.single is not None:
                 repair = Repair(index, 1, look.single)
             if repair is not None:
@@ -210,13 +218,6 @@ class Spelling:
     def _together(self, words: Sequence[bytes], index: int, taken: int) -> Repair | None:
         """A pack's word broken into pieces, of which the one at ``index`` is unknown."""
         pieces = self._pieces
-        word = words[index]
-        # Nearly every word ends here: with neither of its neighbours it is a part of anything.
-        if not (
-            (index > taken and words[index - 1] + word in self._parts)
-            or (index + 1 < len(words) and word + words[index + 1] in self._parts)
-        ):
-            return None
         first, last = index, index + 1
         while first > taken and index - first < _MAX_PIECES - 1 and words[first - 1] in pieces:
             first -= 1
@@ -226,6 +227,8 @@ class Spelling:
             text = b"".join(words[start:index])
             for end in range(index, min(start + _MAX_PIECES, last)):
                 text += words[end]
+                if text not in self._parts:
+                    break
                 if end > start and len(text) >= _MIN_LETTERS and text in self._broken:
                     return Repair(start, end - start + 1, text.decode())
         return None

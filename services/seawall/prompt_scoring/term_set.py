@@ -18,6 +18,7 @@ import re2
 
 from seawall.core.errors import Fatal
 from seawall.prompt_scoring import patterns, spelling
+from seawall.prompt_scoring.alignment import Span
 from seawall.prompt_scoring.characters import PLAIN, SKELETON
 from seawall.prompt_scoring.normalise import View
 from seawall.prompt_scoring.term_packs import Concept, Hit, Term, TermPack
@@ -73,8 +74,14 @@ class TermSet:
             or (glued and self._match(self._glued_set, glued))
         )
 
-    def hits(self, view: View) -> list[Hit]:
+    def hits(self, view: View, text: str) -> list[Hit]:
         """Every term in the view, in order of position, those in a ``not_in`` span left out.
+
+        Such a span is a phrase: where the text ends one between a term and what would give it another sense ("of a
+        minor, key light"), it has not got it.
+
+        Args:
+            text: what the view was made of.
 
         Raises:
             MatchFailed: the memory budget is spent; the text must not be taken for clean.
@@ -82,13 +89,11 @@ class TermSet:
         found = self._match(self._set, view.words)
         if not found and not view.glued:
             return []
-        hits = self._located(found, view.words, glued=False)
+        phrases = _Phrases(view, text)
+        hits = self._located(found, view.words, 0, phrases, glued=False)
         for start, end in view.glued:
             part = view.words[start:end]
-            glued = self._match(self._glued_set, part)
-            hits += [
-                hit._replace(start=hit.start + start, end=hit.end + start) for hit in self._located(glued, part, True)
-            ]
+            hits += self._located(self._match(self._glued_set, part), part, start, phrases, glued=True)
         return sorted(set(hits), key=_position)
 
     def _compile(self, glued: bool) -> Any:
@@ -116,21 +121,22 @@ class TermSet:
             raise MatchFailed from None
         return found
 
-    def _located(self, indices: Iterable[int], text: bytes, glued: bool) -> list[Hit]:
+    def _located(self, indices: Iterable[int], words: bytes, at: int, phrases: _Phrases, *, glued: bool) -> list[Hit]:
+        """The hits of some terms in a part of a view, which begins ``at``."""
         hits: list[Hit] = []
         exempt: dict[Concept, list[tuple[int, int]]] = {}
         for index in indices:
             term = self._terms[index]
-            spans = self._find(index, text, glued)
+            spans = [(start + at, end + at) for start, end in self._find(index, words, glued)]
             if term.exempts:
                 exempt.setdefault(term.concept, []).extend(spans)
             else:
                 hits += [Hit(term.concept, *span, term.language) for span in spans]
         for concept, spans in exempt.items():
-            hits = _outside(hits, concept, spans)
+            hits = _outside(hits, concept, spans, phrases)
         return hits
 
-    def _find(self, index: int, text: bytes, glued: bool) -> list[tuple[int, int]]:
+    def _find(self, index: int, text: bytes, glued: bool) -> list[Span]:
         term = self._terms[index]
         key = index * 2 + glued
         compiled = self._spans.get(key)
@@ -227,15 +233,46 @@ def _cuts_number(text: bytes, start: int, end: int) -> bool:
     )
 
 
-def _outside(hits: Iterable[Hit], concept: Concept, spans: list[tuple[int, int]]) -> list[Hit]:
-    """The hits but those of ``concept`` that lie inside a span."""
-    spans.sort()
+def _outside(hits: Iterable[Hit], concept: Concept, spans: list[Span], phrases: _Phrases) -> list[Hit]:
+    """The hits but those of ``concept`` that lie inside a span of the same phrase."""
+    spans = sorted(set(spans))
     starts = [start for start, _ in spans]
     # The furthest end of the spans that begin no later.
     furthest = list(accumulate((end for _, end in spans), max))
 
     def inside(hit: Hit) -> bool:
         index = bisect_right(starts, hit.start)
-        return index > 0 and hit.end <= furthest[index - 1]
+        while index and hit.end <= furthest[index - 1]:
+            index -= 1
+            if hit.end <= spans[index][1] and phrases.holds(hit, spans[index]):
+                return True
+        return False
 
     return [hit for hit in hits if hit.concept != concept or not inside(hit)]
+
+
+#: What ends a phrase.
+_BREAK = re.compile("[,;:.!?|()\\[\\]{}\n\u2014\u2026\u3001\u3002\uff0c\uff1a\uff1b]")
+#: Spans of a view that are looked up in the text; each takes time in its length. No innocent text has more, and a
+#: term in one that has is a term.
+_MAX_LOOKED_UP = 32
+
+
+class _Phrases:
+    """Whether two places of a view stand in one phrase of the text."""
+
+    def __init__(self, view: View, text: str) -> None:
+        self._view = view
+        self._text = text
+        self._left = _MAX_LOOKED_UP if _BREAK.search(text) else None
+
+    def holds(self, hit: Hit, span: Span) -> bool:
+        """Whether no phrase ends in the span before or after the hit that lies in it."""
+        if self._left is None or span == (hit.start, hit.end):
+            return True
+        if not self._left:
+            return False
+        self._left -= 1
+        first, last = self._view.origin(*span)
+        start, end = self._view.origin(hit.start, hit.end)
+        return not (_BREAK.search(self._text, first, start) or _BREAK.search(self._text, end, last))

@@ -7,11 +7,11 @@ between white space, is read by itself and remembered for a while; a view is a l
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from seawall.prompt_scoring.alignment import Edit, Edited, Span, Step, Worded, apply, origin
-from seawall.prompt_scoring.evasions import SIGNS, Unleeted, squeeze, unleet
+from seawall.prompt_scoring.evasions import SIGNS, squeeze, unleet
 from seawall.prompt_scoring.memory import Memory
 from seawall.prompt_scoring.spelling import Repair, Spelling, common_start
 
@@ -33,14 +33,25 @@ class Reading(NamedTuple):
     changes: tuple[Changes, ...]
 
 
+class _Look(NamedTuple):
+    """What an odd token may be; empty where it is nothing else."""
+
+    #: With digits and signs read as letters: `Unleeted`.
+    once: str
+    again: str
+    sure: bool
+    #: With repeats cut: the token itself, and `once`.
+    cut: Sequence[str]
+    once_cut: Sequence[str]
+
+
 class TokenReader:
     """Reads the tokens of texts. Remembers the odd ones that it met last. Safe for threads."""
 
     def __init__(self, spelling: Sequence[Spelling]) -> None:
         self._spelling = spelling
         self._ordinary: frozenset[str] = spelling[0].words if spelling else frozenset()
-        self._unleeted = Memory(self._as_letters)
-        self._squeezed = Memory(self._cut)
+        self._looks = Memory(self._look)
 
     def read(self, tokens: Sequence[str], leet: bool, repeats: bool) -> tuple[Reading | None, list[Reading]]:
         """The readings of a text: the less likely one of signs that stand for two letters, and the likely ones.
@@ -51,19 +62,22 @@ class TokenReader:
                 neither do there are two readings.
         """
         # By far the most tokens are words, and are passed over in one look at a set.
-        odd = set(tokens) - self._ordinary
-        once, again = self._unleet(odd) if leet else ({}, {})
-        doubtful = None if once == again else _read("leet", tokens, (), again)
-        likely = _read("leet", tokens, (), once) if once else Reading("", tokens, ())
+        looks = [(token, look) for token in set(tokens) - self._ordinary if (look := self._looks[token]) is not None]
+        doubtful, likely, lettered = None, Reading("", tokens, ()), False
+        # Figures are figures, unless other words are disguised by them.
+        if leet and any(look.sure for _, look in looks):
+            lettered = True
+            likely = _read("leet", tokens, (), {token: look.once for token, look in looks if look.once})
+            if any(look.once != look.again for _, look in looks):
+                doubtful = _read("leet", tokens, (), {token: look.again for token, look in looks if look.again})
         if repeats:
-            if once:
-                odd = set(map(once.get, odd, odd)) - self._ordinary
-            cut = {token: readings for token in odd if (readings := self._squeezed[token])}
-            if cut:
-                unsure = any(len(readings) > 1 for readings in cut.values())
+            cut = [(look.once, look.once_cut) if lettered and look.once else (token, look.cut) for token, look in looks]
+            short = {token: readings[0] for token, readings in cut if readings}
+            if short:
+                long = {token: readings[-1] for token, readings in cut if readings}
                 return doubtful, [
-                    _read("squeezed", likely.tokens, likely.changes, {token: cut[token][at] for token in cut})
-                    for at in ((0, -1) if unsure else (0,))
+                    _read("squeezed", likely.tokens, likely.changes, changes)
+                    for changes in ((short,) if short == long else (short, long))
                 ]
         return doubtful, [likely]
 
@@ -71,17 +85,12 @@ class TokenReader:
         """`evasions.Read`."""
         return next(filter(None, (spelling.readings(word, pack_only) for spelling in self._spelling)), ())
 
-    def _unleet(self, odd: Iterable[str]) -> tuple[Changes, Changes]:
-        once, again, sure = {}, {}, False
-        for token in odd:
-            if (found := self._unleeted[token]) is not None:
-                once[token], again[token] = found.once, found.again
-                sure = sure or found.sure
-        # Figures are figures, unless other words are disguised by them.
-        return (once, again) if sure else ({}, {})
-
-    def _as_letters(self, token: str) -> Unleeted | None:
-        return None if SIGNS.isdisjoint(token) else unleet(token, self.known_reading)
+    def _look(self, token: str) -> _Look | None:
+        letters = None if SIGNS.isdisjoint(token) else unleet(token, self.known_reading)
+        cut = self._cut(token)
+        if letters is None:
+            return _Look("", "", False, cut, ()) if cut else None
+        return _Look(*letters, cut, self._cut(letters.once))
 
     def _cut(self, token: str) -> Sequence[str]:
         """A pack's word if it can be one, else an ordinary word, else what has one letter and what has two."""

@@ -21,6 +21,14 @@ _CORE = 1
 #: Words on either side of a pair in `Window.frame`, and the bytes that they are looked for in.
 _FRAMED, _NEARBY = 5, 256
 _PERSON, _THING = b"person", b"thing"
+#: What a bare request is made of besides the pair: articles, what shows ("image"), and how ("of").
+_ARTICLES = frozenset((b"a", b"an", b"the"))
+_MEDIA = frozenset(
+    b"image images picture pictures photo photos photograph photographs drawing drawings illustration "
+    b"illustrations video videos painting paintings animation animations render renders sketch sketches scene "
+    b"scenes story stories content material".split()
+)
+_LINKS = frozenset((b"of", b"with", b"about", b"showing", b"depicting", b"featuring"))
 #: Of a hit of several languages: the one whose windows an encoder can read.
 _PREFERRED = "en"
 
@@ -51,6 +59,8 @@ class Window(NamedTuple):
     apart: bool
     #: The words around with `_PERSON` and `_THING` for the two: what is done with them, whatever they are called.
     frame: str
+    #: All that its sentence says is that something shows the pair ("explicit image of a minor"): the barest request.
+    bare: bool = False
 
 
 def distinct(hits: Sequence[Hit]) -> list[Hit]:
@@ -170,6 +180,7 @@ def window(words: bytes, pair: Pair, around: int, joint_within: int, within: Rea
         minor.start > other.start,
         apart,
         frame or text,
+        bare=not apart and _bare(words, first, second, within),
     )
 
 
@@ -183,6 +194,16 @@ def _frame(words: bytes, first: Hit, second: Hit, apart: bool, minor_last: bool,
         return ""
     one, other = (_THING, _PERSON) if minor_last else (_PERSON, _THING)
     return b" ".join((*before, one, *between, other, *after)).decode("utf-8", "ignore")
+
+
+def _bare(words: bytes, first: Hit, second: Hit, within: Reach) -> bool:
+    end = max(first.end, second.end)
+    before = words[max(0, first.start - _NEARBY) : first.start].split()
+    before = before[max(0, len(before) - within.before) :]
+    after = words[end : end + _NEARBY].split()[: within.after]
+    outside = {*before, *words[first.end : second.start].split(), *after}
+    shown = outside.union(words[first.start : end].split())
+    return outside <= _ARTICLES | _MEDIA | _LINKS and not outside.isdisjoint(_LINKS) and not shown.isdisjoint(_MEDIA)
 
 
 def _stretch(words: bytes, start: int, end: int, before: int, after: int) -> str:

@@ -28,10 +28,11 @@ _LANGUAGES = ("en",)
 #: What the head is fitted on: disguises that leave words as they are would only repeat them.
 _DISGUISES = frozenset((samples.PLAIN, "spaced", "split_prompt"))
 _FOLDS = 5
-_L2 = 0.05
-#: The sum of all weights: with the L2 term, how much the data count.
-_TOTAL = 400.0
+_L2 = 0.005
+#: How much the data count against the L2 term, and a hard negative against a positive: by held-out rates (ADR 42).
+_POSITIVES, _NEGATIVES = 200.0, 400.0
 _DECIMALS = 4
+_TOO_FEW = "the set holds too few texts of both grades to fit a head on"
 
 Array = NDArray[np.float64]
 
@@ -42,11 +43,13 @@ class _Rows(NamedTuple):
     features: Array
     #: 1: of a positive.
     positive: Array
-    #: Rows of a template weigh one together, and both grades the same.
+    #: Rows of a template weigh one together, and the grades as _POSITIVES and _NEGATIVES say.
     weights: Array
     fold: NDArray[np.int64]
     #: The sample's number; -1 for a text that has no pair and stands for itself.
     sample: NDArray[np.int64]
+    #: `Window.bare`
+    bare: NDArray[np.bool_]
     #: Of each sample.
     concepts: Sequence[frozenset[Concept]]
 
@@ -77,14 +80,15 @@ def fit(
     ]  # fmt: skip
     rows = _rows(used, terms, encoder, settings)
     if min(rows.positive.sum(), (1 - rows.positive).sum()) < _FOLDS:
-        raise Fatal("BAD_EVALUATION_SET", "the set holds too few texts of both grades to fit a head on")
+        raise Fatal("BAD_EVALUATION_SET", _TOO_FEW)
     margins = np.zeros(len(rows.fold))
     for fold in range(_FOLDS):
         out = rows.fold == fold
         weights, bias = _regression(rows.features[~out], rows.positive[~out], rows.weights[~out])
         margins[out] = rows.features[out] @ weights + bias
     calibration = _platt(rows, margins)
-    choice = thresholds.choose(_held_out(used, rows, margins, calibration))
+    bare = _bare(used, rows)
+    choice = thresholds.choose(_held_out(used, rows, margins, calibration, bare))
     weights, bias = _regression(rows.features, rows.positive, rows.weights)
     head = HeadFile(
         version=version,
@@ -99,6 +103,7 @@ def fit(
         train_templates=dict(sorted(Counter(grade for grade, _ in {(s.grade, s.template) for s in used}).items())),
         features=2,
         calibration=calibration,
+        bare=bare,
         thresholds=choice.thresholds,
         bias=round(bias, _DECIMALS),
         weights=tuple(round(float(weight), _DECIMALS) for weight in weights),
@@ -107,18 +112,35 @@ def fit(
 
 
 def _held_out(
-    used: Sequence[Sample], rows: _Rows, margins: Array, calibration: Calibration
+    used: Sequence[Sample], rows: _Rows, margins: Array, calibration: Calibration, bare: float
 ) -> list[thresholds.HeldOut]:
     """Each sample with the highest grade of its windows."""
     best = [0.0] * len(used)
-    for number, margin in zip(rows.sample, margins, strict=True):
+    for number, margin, is_bare in zip(rows.sample, margins, rows.bare, strict=True):
         if number >= 0:
-            best[number] = max(best[number], sigmoid(calibration.slope * float(margin) + calibration.offset))
+            grade = sigmoid(calibration.slope * float(margin) + calibration.offset)
+            best[number] = max(best[number], grade, bare if is_bare else 0.0)
     return [thresholds.HeldOut(*one) for one in zip(used, rows.concepts, best, strict=True)]
 
 
+def _bare(used: Sequence[Sample], rows: _Rows) -> float:
+    """How surely a bare request is one, both grades weighing the same.
+
+    Of each grade the share of templates that have one, one more of either kind counted in. A regression would follow
+    the words, which are those of texts about such requests, since bare ones are few.
+    """
+    shares = []
+    for grade in ("positive", "hard_negative"):
+        paired = {used[number].template: False for number in rows.sample if number >= 0 and used[number].grade == grade}
+        for number in rows.sample[rows.bare]:
+            if used[number].grade == grade:
+                paired[used[number].template] = True
+        shares.append((sum(paired.values()) + 1) / (len(paired) + 2))
+    return round(shares[0] / sum(shares), _DECIMALS)
+
+
 def _rows(used: Sequence[Sample], terms: TermSet, encoder: Encoder, settings: PromptScoringSettings) -> _Rows:
-    found: list[tuple[Array, bool, str, int]] = []
+    found: list[tuple[Array, bool, str, int, bool]] = []
     concepts = []
     for number, sample in enumerate(used):
         detection = detect(
@@ -129,20 +151,24 @@ def _rows(used: Sequence[Sample], terms: TermSet, encoder: Encoder, settings: Pr
         read = detection.windows[: 4 * settings.max_pairs]
         windows = [window for window in read if window.language in _LANGUAGES]
         positive = sample.grade == "positive"
-        found += [(features(encoder, window), positive, sample.template, number) for window in windows]
+        found += [(features(encoder, window), positive, sample.template, number, window.bare) for window in windows]
         if not windows and not positive:
-            found.append((features(encoder, _whole(sample.text)), False, sample.template, -1))
-    of_template = Counter(template for _, _, template, _ in found)
-    label = np.array([positive for _, positive, _, _ in found], np.float64)
-    weights = np.array([1 / of_template[template] for _, _, template, _ in found])
-    for grade in (0.0, 1.0):
-        weights[label == grade] *= _TOTAL / 2 / max(weights[label == grade].sum(), 1e-9)
+            found.append((features(encoder, _whole(sample.text)), False, sample.template, -1, False))
+    if not found:
+        raise Fatal("BAD_EVALUATION_SET", _TOO_FEW)
+    vectors, positives, templates, numbers, bare = zip(*found, strict=True)
+    of_template = Counter(templates)
+    label = np.array(positives, np.float64)
+    weights = np.array([1 / of_template[template] for template in templates])
+    for grade, total in ((0.0, _NEGATIVES), (1.0, _POSITIVES)):
+        weights[label == grade] *= total / max(weights[label == grade].sum(), 1e-9)
     return _Rows(
-        np.array([row for row, _, _, _ in found]),
+        np.array(vectors),
         label,
         weights,
-        np.array([_fold(template) for _, _, template, _ in found]),
-        np.array([number for _, _, _, number in found]),
+        np.array([_fold(template) for template in templates]),
+        np.array(numbers),
+        np.array(bare, np.bool_),
         concepts,
     )
 
@@ -164,7 +190,9 @@ def _regression(x: Array, y: Array, weights: Array) -> tuple[Array, float]:
         value = float((weights * (np.logaddexp(0, margin) - y * margin)).sum() + _L2 / 2 * theta[:-1] @ theta[:-1])
         return value, np.append(x.T @ residual + _L2 * theta[:-1], residual.sum())
 
-    found = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 300})
+    found = minimize(
+        loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 120, "ftol": 1e-7}
+    )
     return found.x[:-1], float(found.x[-1])
 
 

@@ -19,14 +19,14 @@ import yaml
 from seawall.prompt_scoring.evaluation.disguises import DISGUISES
 from seawall.prompt_scoring.evaluation.samples import PLAIN, Grade, Sample
 
-Split = Literal["train", "tune", "final", "fresh"]
-SPLITS: tuple[Split, ...] = ("train", "tune", "final", "fresh")
+Split = Literal["train", "tune", "final", "fresh", "third", "fourth"]
+SPLITS: tuple[Split, ...] = ("train", "tune", "final", "fresh", "third", "fourth")
 #: Texts a template in clear, an evasion of it, and a wrapper around it.
 _FILLINGS, _EVADED, _WRAPPED, _PADDED, _SPLIT_TEXTS = 12, 4, 4, 6, 30
 _HARD_FILLINGS = 4
-_ORDINARY = {"train": 3000, "tune": 1000, "final": 4000, "fresh": 4000}
+_ORDINARY = {"train": 3000, "tune": 1000, "final": 4000, "fresh": 4000, "third": 4000, "fourth": 4000}
 #: Splits with building blocks of their own.
-_OWN_BLOCKS = frozenset(("fresh",))
+_OWN_BLOCKS = frozenset(("fresh", "third", "fourth"))
 #: The split prompt's evasion, and the wrapper that padding counts as.
 SPLIT_PROMPT, PADDING = "split_prompt", "padding"
 
@@ -40,7 +40,7 @@ def build(split: Split) -> list[Sample]:
 
 
 def frozen() -> Mapping[str, str]:
-    """The committed digest of each split. The final one was frozen before the thresholds were set."""
+    """The committed digest of each split."""
     found: Mapping[str, str] = _data("digests")
     return found
 

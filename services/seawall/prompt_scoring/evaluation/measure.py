@@ -164,14 +164,15 @@ def against_targets(rows: Sequence[Row]) -> list[Finding]:
     findings = []
     for target in TARGETS:
         for row in rows:
-            if row.grade == target.grade and any(_named(row.slice, name) for name in target.slices):
+            if row.grade == target.grade and any(named(row.slice, name) for name in target.slices):
                 bound = LENIENT.get(row.slice, target.bound) if target.rate == "detected" else target.bound
                 value = getattr(row, target.rate).value
                 findings.append(Finding(row, target.rate, value, target.at_least, bound))
     return findings
 
 
-def _named(name: str, pattern: str) -> bool:
+def named(name: str, pattern: str) -> bool:
+    """Whether a target's slice stands for the slice ``name``."""
     return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
 
 

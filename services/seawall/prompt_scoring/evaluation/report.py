@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seawall.core.errors import Fatal
-from seawall.prompt_scoring.evaluation.measure import Finding, Rate, Row
+from seawall.prompt_scoring.evaluation.measure import TARGETS, Finding, Rate, Row, named
 
 _TITLES = {"positive": "Must be blocked", "hard_negative": "Hard negatives", "ordinary": "Ordinary prompts"}
 
@@ -94,31 +94,74 @@ def plot(rows: Sequence[Row], curve: Mapping[str, Sequence[float]], folder: Path
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    chosen = [row for row in rows if row.grade == "positive"][::-1]
-    if chosen:
-        figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.28 * len(chosen)), layout="constrained")
-        for offset, name, label in ((0.15, "caught", "reviewed or blocked"), (-0.15, "blocked", "blocked")):
-            rates: list[Rate] = [getattr(row, name) for row in chosen]
-            errors = [[rate.value - rate.low for rate in rates], [rate.high - rate.value for rate in rates]]
-            places = [index + offset for index in range(len(rates))]
-            axes.errorbar(
-                [rate.value for rate in rates], places, xerr=[[max(e, 0.0) for e in side] for side in errors],
-                fmt="o", markersize=4, capsize=2, label=label,
-            )  # fmt: skip
-        axes.set_yticks(range(len(chosen)), [row.slice for row in chosen])
-        axes.set(xlabel="share of texts that must be blocked", xlim=(0, 1.02))
-        axes.grid(axis="x", alpha=0.3)
-        axes.legend(loc="lower left")
-        written.append(_saved(figure, folder / "recall.svg"))
-    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    for grade, label in (("positive", "must be blocked"), ("hard_negative", "hard negatives")):
-        if grade in curve:
-            axes.plot(curve["threshold"], curve[grade], label=label)
-    axes.set(xlabel="threshold of the block grade", ylabel="share at or above it", ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    written.append(_saved(figure, folder / "threshold.svg"))
+    positives = [row for row in rows if row.grade == "positive"]
+    if positives:
+        written.append(_saved(_recall(pyplot, positives), folder / "recall.svg"))
+    written.append(_saved(_threshold(pyplot, curve), folder / "threshold.svg"))
     return written
+
+
+def _recall(pyplot: Any, positives: Sequence[Row]) -> Any:
+    """English above, on a scale of its own: intervals of a few texts in other languages would flatten it."""
+    languages = [row for row in positives if row.slice.startswith("language ")]
+    panels = [panel for panel in ([row for row in positives if row not in languages], languages) if panel]
+    figure, axes = pyplot.subplots(
+        len(panels), figsize=(8, 1.5 + 0.28 * len(positives)), layout="constrained", squeeze=False,
+        height_ratios=[len(panel) + 1 for panel in panels],
+    )  # fmt: skip
+    bounds = {name: target.bound for target in TARGETS if target.grade == "positive" and target.rate == "blocked"
+              for name in target.slices}  # fmt: skip
+    for panel, ax in zip(panels, axes[:, 0], strict=True):
+        for offset, name, label in ((-0.15, "caught", "reviewed or blocked"), (0.15, "blocked", "blocked")):
+            rates: list[Rate] = [getattr(row, name) for row in panel]
+            errors = [
+                [max(rate.value - rate.low, 0.0) for rate in rates],
+                [max(rate.high - rate.value, 0.0) for rate in rates],
+            ]
+            places = [index + offset for index in range(len(rates))]
+            ax.errorbar(
+                [rate.value for rate in rates], places, xerr=errors, fmt="o", markersize=4, capsize=2, label=label
+            )
+        asked = [(bound, index + 0.15) for index, row in enumerate(panel) for name, bound in bounds.items()
+                 if named(row.slice, name)]  # fmt: skip
+        if asked:
+            ax.plot(*zip(*asked, strict=True), "|", color="black", markersize=9, label="blocked: target")
+        ax.set_yticks(range(len(panel)), [row.slice.replace("_", " ") for row in panel])
+        lowest = min(rate.low for row in panel for rate in (row.caught, row.blocked))
+        ax.set(xlim=(max(0.0, lowest - 0.03), 1.01), ylim=(len(panel) - 0.4, -0.6))
+        ax.grid(axis="x", alpha=0.3)
+    texts = sorted({row.detected.texts for row in languages})
+    if languages and len(panels) > 1:
+        axes[1, 0].set_title(f"other languages, {texts[0]} to {texts[-1]} texts each: no claim", fontsize="medium")
+    axes[0, 0].set_title("texts that must be blocked, with 95 % intervals over templates", fontsize="medium")
+    axes[0, 0].legend(loc="lower left")
+    axes[-1, 0].set_xlabel("share of texts")
+    return figure
+
+
+def _threshold(pyplot: Any, curve: Mapping[str, Sequence[float]]) -> Any:
+    """One panel a grade: what is near 1 in one is near 0 in the other."""
+    panels = [(grade, title) for grade, title in (("positive", "must be blocked"), ("hard_negative", "hard negatives"))
+              if grade in curve]  # fmt: skip
+    figure, axes = pyplot.subplots(
+        max(len(panels), 1), figsize=(8, 5), layout="constrained", sharex=True, squeeze=False
+    )
+    for (grade, title), ax, colour in zip(panels, axes[:, 0], ("C0", "C1"), strict=False):
+        shares = curve[grade]
+        ax.plot(curve["threshold"], shares, color=colour)
+        if grade == "hard_negative":
+            # At threshold 0 it is 1 by definition.
+            ax.set_ylim(0, max(*shares[1:], 0.05) * 1.1)
+            bound = next(one.bound for one in TARGETS if one.grade == grade and one.rate == "blocked")
+            ax.axhline(bound, color="black", linestyle=":", linewidth=1, label=f"target: blocked at most {bound}")
+            ax.legend()
+        else:
+            ax.set_ylim(min(shares) - 0.02, 1.02)
+        ax.set_title(title, fontsize="medium")
+        ax.set_ylabel("share at or above it")
+        ax.grid(alpha=0.3)
+    axes[-1, 0].set(xlabel="threshold of the block grade", xlim=(0, 1))
+    return figure
 
 
 def _saved(figure: Any, path: Path) -> Path:
