@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -149,9 +152,31 @@ def test_other_paths_are_not_there(room: Room) -> None:
             room.get(path)
 
 
+@contextmanager
+def trickling() -> Iterator[str]:
+    """The address of what answers a letter at a time, and never ends, until it is left."""
+    gone = threading.Event()
+
+    def answer(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            while not gone.wait(0.05):
+                connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer, args=(listening,))
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            gone.set()
+            thread.join(10)
+
+
 async def test_whoever_asks_all_rooms_learns_which_do_not_answer(room: Room) -> None:
     # Connections are taken by the kernel, and nobody ever reads: a process that is stopped.
-    with socket.create_server(("127.0.0.1", 0)) as stopped:
+    with socket.create_server(("127.0.0.1", 0)) as stopped, trickling() as drip:
         silent = f"127.0.0.1:{stopped.getsockname()[1]}"
         answers = await ask(
             [
@@ -159,6 +184,8 @@ async def test_whoever_asks_all_rooms_learns_which_do_not_answer(room: Room) -> 
                 Endpoint("gate", "", "it is not running"),
                 Endpoint("ledger", "127.0.0.1:1"),
                 Endpoint("classification", silent),
+                Endpoint("prompt_scoring", drip),
+                Endpoint("perceptual_hashing", ""),
                 Endpoint("console", "no-such-host.invalid:80"),
             ],
             timeout=0.5,
@@ -170,6 +197,8 @@ async def test_whoever_asks_all_rooms_learns_which_do_not_answer(room: Room) -> 
     assert by_room["gate"].fault == "it is not running"
     assert "it is gone" in by_room["ledger"].fault
     assert "it hangs, or is stopped" in by_room["classification"].fault
+    assert "it hangs" in by_room["prompt_scoring"].fault
+    assert "not known" in by_room["perceptual_hashing"].fault
     assert "has no address" in by_room["console"].fault
 
 

@@ -81,7 +81,7 @@ def _rooms(now: Now, limits: LimitSettings) -> Iterator[Problem]:
             )
         elif not room.ready:
             said = f"{room.room} is not ready: {room.why}" if room.why else f"{room.room} is not ready"
-            yield _critical(said, f"{mend(room.why).capitalize()}.", "seawall status")
+            yield _critical(said, f"What mends it: {mend(room.why)}.", "seawall status")
         if (room.lag_seconds or 0.0) > limits.lag_seconds:
             yield _critical(
                 f"{room.room} is {duration(room.lag_seconds or 0.0)} behind",

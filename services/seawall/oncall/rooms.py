@@ -26,8 +26,6 @@ _MAX_BYTES = 4 * 1024 * 1024
 _MAX_INSTANCES = 64
 #: Of their own: a room that hangs holds one for some seconds, and must not keep anything else from running.
 _THREADS = ThreadPoolExecutor(32, "rooms")
-
-
 _T = TypeVar("_T")
 
 
@@ -93,9 +91,8 @@ async def _resolved(endpoint: Endpoint, timeout: float) -> list[Endpoint]:
 
 async def _ask(endpoint: Endpoint, timeout: float) -> Answer:
     if not endpoint.address:
-        return Answer(endpoint, fault=endpoint.why)
+        return Answer(endpoint, fault=endpoint.why or "its address is not known")
     try:
-        # The thread has the same deadline for each of its waits; this one is for what trickles.
         return await _in_thread(3 * timeout, _fetch, endpoint, timeout)
     except TimeoutError:
         return Answer(endpoint, fault=f"no whole answer in {3 * timeout:g} s")
@@ -111,6 +108,8 @@ def _fetch(endpoint: Endpoint, timeout: float) -> Answer:
     began, wall = time.monotonic(), time.time()
     try:
         document = json.loads(_get(endpoint.address, "/status", timeout))
+        if not isinstance(document, dict):
+            raise ValueError("no document of a room")
         took = time.monotonic() - began
         samples = [
             sample
@@ -137,8 +136,13 @@ def _get(address: str, path: str, timeout: float) -> str:
     # No proxy: it is inside the cluster, or on this machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     request = urllib.request.Request(f"http://{address}{path}", headers={"Accept": "text/plain"})
+    body, ends = b"", time.monotonic() + timeout
     with opener.open(request, timeout=timeout) as response:
-        body: bytes = response.read(_MAX_BYTES)
+        # Piece by piece: each is waited for no longer than the timeout, and what trickles must end too.
+        while len(body) < _MAX_BYTES and (piece := response.read1()):
+            body += piece
+            if time.monotonic() > ends:
+                raise TimeoutError
     return body.decode()
 
 
