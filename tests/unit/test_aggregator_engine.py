@@ -114,6 +114,14 @@ async def test_time_is_written_to_the_log_and_obeyed_when_read(tmp_path: Path) -
         assert (attempt.generation_id, attempt.attempt, attempt.rescan_of.offset) == (g.generation_id, 2, 0)
 
 
+async def looked(aggregator: Engine) -> None:
+    """Wait until it has looked at the clock again."""
+    turns = aggregator.stats.turns
+    async with asyncio.timeout(20):
+        while aggregator.stats.turns < turns + 3:  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0.005)
+
+
 @pytest.mark.parametrize(("said", "due"), [(-300, 0), (20, 20), (10**9, 3_600)])
 async def test_an_event_from_a_wrong_clock_is_held_in_time(tmp_path: Path, said: int, due: int) -> None:
     """A platform five minutes behind, one that is right, and one in another century: seconds from now, and the wait."""
@@ -126,10 +134,7 @@ async def test_an_event_from_a_wrong_clock_is_held_in_time(tmp_path: Path, said:
         if due:
             await opened(aggregator, 1)
             clock.advance(due * SECOND - SECOND)
-            turns = aggregator.stats.turns
-            async with asyncio.timeout(20):
-                while aggregator.stats.turns < turns + 3:  # noqa: ASYNC110  it has looked at the clock since
-                    await asyncio.sleep(0.005)
+            await looked(aggregator)
             assert stream.decisions() == []
             clock.advance(2 * SECOND)
         await stream.written(NAMES.decisions, 1)
@@ -181,6 +186,34 @@ async def test_attempts_end_in_review(stream: Stream) -> None:
         await seen.until(lambda: bool(seen.decisions))
     assert seen.decisions[0].outcome == REVIEW
     assert not seen.decisions[0].rescanned
+
+
+async def test_the_pause_before_another_attempt_doubles_up_to_its_bound_and_a_person_is_asked_at_last(
+    tmp_path: Path,
+) -> None:
+    clock = ManualClock()
+    stream = Stream(tmp_path, clock=clock)
+    await stream.send(generation())
+    async with stream.aggregator(Seen(), rescan_seconds=10.0, max_rescan_seconds=15.0) as aggregator:
+
+        async def fails(attempt: int) -> None:
+            """Its stage errs; wait for the decision."""
+            g = generation(attempt=attempt)
+            await stream.send_join(signal(g, PROMPT, offset=attempt - 1, status=signal_pb2.ITEM_STATUS_ERROR))
+            await stream.written(NAMES.decisions, attempt)
+
+        for attempt, pause in ((1, 10), (2, 15)):
+            await fails(attempt)
+            async with asyncio.timeout(20):
+                while not aggregator.waiting().rescans:  # noqa: ASYNC110  the acknowledgement comes a little later
+                    await asyncio.sleep(0.005)
+            clock.advance(pause * SECOND - SECOND // 100)
+            await looked(aggregator)
+            assert len(stream.broker.records(NAMES.generations)) == attempt
+            clock.advance(SECOND // 50)
+            await stream.written(NAMES.generations, attempt + 1)
+        await fails(3)
+    assert [(one.outcome, one.rescanned) for one in stream.decisions()] == [(HOLD, True), (HOLD, True), (REVIEW, False)]
 
 
 async def test_a_hold_is_settled_only_when_its_rescan_is_written(stream: Stream) -> None:
