@@ -246,7 +246,7 @@ class _Reader:
         leet, repeats = changed or bool(shown & Sign.LEET), changed or bool(shown & Sign.REPEATED)
         for number, way in enumerate(ways):
             tokens = way.text.split()
-            runs = _of_tokens(way.text, way.runs) if way.runs else ()
+            runs = _of_tokens(way.text, way.runs) if way.runs else []
             doubtful, likely = self._tokens.read(tokens, leet, repeats)
             if runs and likely[0].changes:
                 # An age that is spaced out is read here, before its figures are read as letters.
