@@ -286,6 +286,19 @@ def test_only_the_first_in_line_is_blamed_for_a_death(endless_is_first: bool) ->
         decoder.close()
 
 
+def test_an_answer_that_was_there_before_a_death_counts(alone: IsolatedDecoder) -> None:
+    (pid,) = alone.pids
+    (still,) = begun(alone, STILL)
+    assert select.select([still], [], [], 30)[0]
+    os.kill(pid, signal.SIGSTOP)
+    (film,) = begun(alone, GIF)
+    os.kill(pid, signal.SIGKILL)
+    until_gone(pid)
+    assert numbers(still) == [0]
+    with pytest.raises(Unscannable, match="DECODER_DIED"):
+        next(film)
+
+
 def test_the_limit_of_time_is_of_the_first_in_line(alone: IsolatedDecoder) -> None:
     endless, last = begun(alone, ENDLESS, STILL)
     with pytest.raises(Unscannable, match="TOO_SLOW"):
