@@ -68,12 +68,20 @@ def cpu_seconds(pid: int) -> float:
 def resident_mb(pid: int) -> float:
     """Resident memory of a process and all it started, MB (10^6 bytes): pages that they share are counted once."""
     process = psutil.Process(pid)
-    children = process.children(recursive=True)
-    resident = process.memory_info().rss
-    for one in children:
+    own = 0.0
+    files: dict[str, int] = {}
+    for one in (process, *process.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
-            resident += one.memory_full_info().pss
-    return resident / 1e6
+            for part in one.memory_maps(grouped=False):
+                if part.path.startswith("/") and not part.path.endswith("(deleted)"):
+                    # Of a part of a file (a library) the most that one of them has in memory is what all of them have.
+                    private = part.private_dirty
+                    place = f"{part.path} {part.perms} {part.size}"
+                    files[place] = max(files.get(place, 0), part.rss - private)
+                    own += private
+                else:
+                    own += part.pss
+    return (own + sum(files.values())) / 1e6
 
 
 @asynccontextmanager

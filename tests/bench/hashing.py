@@ -123,8 +123,8 @@ def _rgb(gray: Pixels) -> Pixels:
 def _hand_over(report: Report, side: int, files: Sequence[bytes]) -> None:
     """What it costs that pictures are decoded and hashed in a worker: CPU of both processes, less that of one alone.
 
-    A service's thread has a few pictures with its worker at once, begun and finished as `runtime.workers` does; a lone
-    picture also wakes a worker that sleeps, and finds its caches cold.
+    A service's thread has one picture ahead with its worker, as `runtime.workers` does; a lone picture also wakes a
+    worker that sleeps, and finds its caches cold.
     """
     options = {"variants": True, "strip_borders": True, "signal_types": []}
     here = make_decoder(DecodingSettings(isolated=False), 1, hashing.MEASURE, **options)
@@ -136,7 +136,7 @@ def _hand_over(report: Report, side: int, files: Sequence[bytes]) -> None:
         for file in files:
             begun.append(decoder.measured(file, "gray", 512, "", "512"))
             if len(begun) == most:
-                _finish(begun, most // 2)
+                _finish(begun, most - 1)
         _finish(begun, 0)
         return (time.process_time() + _running(there.pids) - before) / len(files)
 

@@ -212,70 +212,98 @@ def begun(decoder: IsolatedDecoder, *files: bytes) -> list[Any]:
     return [decoder.frames(data, "gray") for data in files]
 
 
-def test_what_stands_behind_one_another_is_decoded_in_order_by_one_worker(decoder: IsolatedDecoder) -> None:
-    before = decoder.pids
-    still, film, turned, other = begun(decoder, STILL, GIF, FILES["a turned JPEG"], GIF)
+@pytest.fixture
+def alone() -> Iterator[IsolatedDecoder]:
+    """One worker, which has a CPU second for a file."""
+    decoder = IsolatedDecoder(PATIENT.model_copy(update={"cpu_seconds": 1}), 1)
+    yield decoder
+    decoder.close()
+
+
+def test_what_stands_behind_another_is_decoded_in_order_by_one_worker(alone: IsolatedDecoder) -> None:
+    before = alone.pids
+    still, film = begun(alone, STILL, GIF)
     assert next(still).pixels.shape == (480, 640)
+    assert (numbers(film), numbers(still)) == (list(range(7)), [])
+    film, turned = begun(alone, GIF, FILES["a turned JPEG"])
     assert numbers(film) == list(range(7))
     assert next(turned).pixels.shape == (300, 200)
+    turned.close()
     # One that is not read to its end is out of the next one's way.
-    assert next(other).number == 0
-    (last,) = begun(decoder, STILL)
-    other.close()
-    assert numbers(last) == [0]
-    assert numbers(still) == numbers(turned) == []
-    assert decoder.pids == before
+    film, still = begun(alone, GIF, STILL)
+    assert next(film).number == 0
+    film.close()
+    assert numbers(still) == [0]
+    assert alone.pids == before
+
+
+def test_pixels_stay_while_the_worker_decodes_the_next(alone: IsolatedDecoder) -> None:
+    (expected,) = frames(InProcessDecoder(DEFAULT_LIMITS), STILL, "gray")
+    still, film = begun(alone, STILL, GIF)
+    pixels = next(still).pixels
+    assert numbers(film) == list(range(7))
+    assert np.array_equal(pixels, expected.pixels)
+    still.close()
 
 
 def test_one_that_is_read_before_its_turn_is_decoded_by_another_worker(decoder: IsolatedDecoder) -> None:
-    first, second, third = begun(decoder, GIF, FILES["a PNG"], STILL)
-    assert next(third).pixels.shape == (480, 640)
-    assert next(first).number == 0
+    first, second = begun(decoder, GIF, FILES["a PNG"])
     assert next(second).pixels.shape == (77, 301)
-    assert numbers(first) == list(range(1, 7))
-    assert numbers(second) == numbers(third) == []
+    assert numbers(first) == list(range(7))
+    second.close()
     assert len(frames(decoder, STILL, "gray")) == 1
 
 
-def test_one_that_is_closed_before_its_turn_is_nobodys_answer(decoder: IsolatedDecoder) -> None:
-    first, second, third = begun(decoder, FILES["a PNG"], GIF, STILL)
+def test_one_that_is_closed_before_its_turn_is_nobodys_answer(alone: IsolatedDecoder) -> None:
+    first, second = begun(alone, FILES["a PNG"], GIF)
     second.close()
     assert next(first).pixels.shape == (77, 301)
-    assert next(third).pixels.shape == (480, 640)
     first.close()
-    third.close()
-    assert len(frames(decoder, STILL, "gray")) == 1
+    assert [len(frames(alone, data, "gray")) for data in (STILL, GIF, STILL)] == [1, 7, 1]
 
 
-def test_only_the_first_in_line_is_blamed_for_a_death() -> None:
+@pytest.mark.parametrize("endless_is_first", [True, False])
+def test_only_the_first_in_line_is_blamed_for_a_death(endless_is_first: bool) -> None:
     decoder = IsolatedDecoder(PATIENT, 1)
     try:
         (pid,) = decoder.pids
-        still, endless, film, last = begun(decoder, STILL, ENDLESS, GIF, STILL)
         used = psutil.Process(pid).cpu_times().user
+        one, other = begun(decoder, *((ENDLESS, GIF) if endless_is_first else (STILL, ENDLESS)))
         while psutil.Process(pid).cpu_times().user - used < 0.2:
             threading.Event().wait(0.01)
         os.kill(pid, signal.SIGSEGV)
-        # Its answer was there before.
-        assert numbers(still) == [0]
-        with pytest.raises(Unscannable, match="DECODER_DIED"):
-            next(endless)
-        assert numbers(film) == list(range(7))
-        assert numbers(last) == [0]
+        until_gone(pid)
+        if endless_is_first:
+            with pytest.raises(Unscannable, match="DECODER_DIED"):
+                next(one)
+            assert numbers(other) == list(range(7))
+        else:
+            # The answer was there before.
+            assert numbers(one) == [0]
+            with pytest.raises(Unscannable, match="DECODER_DIED"):
+                next(other)
     finally:
         decoder.close()
 
 
-def test_the_limit_of_time_is_of_the_first_in_line() -> None:
-    decoder = IsolatedDecoder(PATIENT.model_copy(update={"cpu_seconds": 1}), 1)
-    try:
-        still, endless, last = begun(decoder, STILL, ENDLESS, STILL)
-        assert numbers(still) == [0]
-        with pytest.raises(Unscannable, match="TOO_SLOW"):
-            next(endless)
-        assert numbers(last) == [0]
-    finally:
-        decoder.close()
+def test_an_answer_that_was_there_before_a_death_counts(alone: IsolatedDecoder) -> None:
+    (pid,) = alone.pids
+    (still,) = begun(alone, STILL)
+    assert select.select([still], [], [], 30)[0]
+    os.kill(pid, signal.SIGSTOP)
+    (film,) = begun(alone, GIF)
+    os.kill(pid, signal.SIGKILL)
+    until_gone(pid)
+    assert numbers(still) == [0]
+    with pytest.raises(Unscannable, match="DECODER_DIED"):
+        next(film)
+
+
+def test_the_limit_of_time_is_of_the_first_in_line(alone: IsolatedDecoder) -> None:
+    endless, last = begun(alone, ENDLESS, STILL)
+    with pytest.raises(Unscannable, match="TOO_SLOW"):
+        next(endless)
+    assert numbers(last) == [0]
 
 
 def test_what_stands_behind_a_file_that_takes_long_moves_to_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,10 +312,11 @@ def test_what_stands_behind_a_file_that_takes_long_moves_to_another_worker(monke
     decoder = IsolatedDecoder(PATIENT.model_copy(update={"cpu_seconds": 1}), 2)
     try:
         before = decoder.pids
-        endless, film, last = begun(decoder, ENDLESS, GIF, STILL)
-        assert endless.due > film.due == last.due
-        assert (film.late(), last.late()) == (False, False)
-        # The spare worker is this thread's now, and what is late stands there in line.
+        endless, film = begun(decoder, ENDLESS, GIF)
+        assert endless.due > film.due
+        assert not film.late()
+        # The other worker is this thread's now, and what comes next stands in line there.
+        (last,) = begun(decoder, STILL)
         assert (numbers(film), numbers(last)) == (list(range(7)), [0])
         assert deaths == []
         with pytest.raises(Unscannable, match="TOO_SLOW"):
@@ -300,18 +329,14 @@ def test_what_stands_behind_a_file_that_takes_long_moves_to_another_worker(monke
         decoder.close()
 
 
-def test_what_is_late_and_finds_no_worker_stays_where_it_is() -> None:
-    decoder = IsolatedDecoder(PATIENT.model_copy(update={"cpu_seconds": 1}), 1)
-    try:
-        endless, last = begun(decoder, ENDLESS, STILL)
-        due = last.due
-        assert not last.late()
-        assert last.due >= due
-        with pytest.raises(Unscannable, match="TOO_SLOW"):
-            next(endless)
-        assert numbers(last) == [0]
-    finally:
-        decoder.close()
+def test_what_is_late_and_finds_no_worker_stays_where_it_is(alone: IsolatedDecoder) -> None:
+    endless, last = begun(alone, ENDLESS, STILL)
+    due = last.due
+    assert not last.late()
+    assert last.due >= due
+    with pytest.raises(Unscannable, match="TOO_SLOW"):
+        next(endless)
+    assert numbers(last) == [0]
 
 
 def test_decodings_that_were_dropped_hold_no_place(decoder: IsolatedDecoder) -> None:

@@ -97,15 +97,20 @@ class Worker:
 
     def receive(self) -> bytes:
         """What it says next; empty: it is dead. Raises TimeoutError when `due` has passed."""
-        connection = self._connection()
+        # Mostly it is there: a socket with a time limit would ask the system for that first.
+        with suppress(BlockingIOError):
+            return self._hear()
+        if not _readable(self._connection(), self.due):
+            raise TimeoutError
+        return self._hear()
+
+    def _hear(self) -> bytes:
         try:
-            # Mostly it is there: a socket with a time limit would ask the system for that first.
-            with suppress(BlockingIOError):
-                return connection.recv(MESSAGE_BYTES)
-            if not _readable(connection, self.due):
-                raise TimeoutError
-            return connection.recv(MESSAGE_BYTES)
-        except ConnectionError:
+            return self._connection().recv(MESSAGE_BYTES)
+        except ConnectionResetError:
+            # It died with a request unread. That is told first, and only then what it had answered before.
+            with suppress(ConnectionError):
+                return self._connection().recv(MESSAGE_BYTES)
             return b""
 
     def fileno(self) -> int:

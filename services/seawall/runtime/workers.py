@@ -4,9 +4,9 @@ Why not a ThreadPoolExecutor: a hung scorer must not keep the process from endin
 should cost one hand-over and one wake-up however many items it has, and a caller that gives up must stop the work at
 the next item.
 
-An item may be *begun*, with another process working on it, and finished later. A thread begins a few items before it
-finishes the first, whichever can be finished first: it hardly ever sleeps while there is work, nor does the other
-process, and an item that takes long elsewhere holds up no other.
+An item may be *begun*, with another process working on it, and finished later. A thread begins the next item before it
+finishes one, whichever can be finished first: it hardly ever sleeps while there is work, nor does the other process,
+and an item that takes long elsewhere holds up no other.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
-#: Items that one thread has begun and not finished, at most. It begins more when half of them are finished, a few at a
-#: time: what works on them is woken for several, and not for each.
-BEGUN: Final = 4
+#: Items that one thread has begun and not finished, at most: one to finish, and one ahead. With more, a thread would
+#: hold what another has time for.
+BEGUN: Final = 2
 
 
 class Elsewhere(Protocol):
@@ -156,10 +156,9 @@ class Workers:
         bell = _Bell()
         begun: deque[tuple[Job, Begun]] = deque()
         job: Job | None = None
-        filling = True
         while True:
-            filling = len(begun) <= BEGUN // 2 or (filling and len(begun) < BEGUN)
-            if filling and (job := job or self._next_job()):
+            room = len(begun) < BEGUN
+            if room and (job := job or self._next_job()):
                 now = self._began[index] = time.monotonic()
                 position = job.take(now)
                 if position is None:
@@ -173,7 +172,7 @@ class Workers:
             if not begun and self._stopped:
                 bell.close()
                 return
-            if (place := self._wait(begun, bell if filling else None)) is not None:
+            if (place := self._wait(begun, bell if room else None)) is not None:
                 self._began[index] = time.monotonic()
                 owner, item = begun[place]
                 del begun[place]
