@@ -19,7 +19,7 @@ _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _PERCENT_SPACE = re.compile(r"\+")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{2,8});")
 _ESCAPE = re.compile(r"\\u[0-9A-Fa-f]{4}|\\x[0-9A-Fa-f]{2}|\\u\{[0-9A-Fa-f]{1,6}\}")
-_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{12,}={0,2}")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{12,}={0,2}")
 #: The URL-safe alphabet to the standard one.
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _MAX_BASE64 = 64

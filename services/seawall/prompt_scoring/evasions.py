@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, product
+from itertools import chain, product, zip_longest
 from string import punctuation
 from typing import Final, NamedTuple
 
@@ -91,21 +91,31 @@ class _Run(NamedTuple):
 
     start: int
     text: str
-    gaps: list[str]
-    #: What becomes of each gap: nothing, or a space.
-    spaces: list[str]
+    letters: Sequence[str]
+    #: What stands between them.
+    gaps: Sequence[str]
+    #: What becomes of each gap: nothing, or a space. Empty: of all of them nothing.
+    spaces: Sequence[str]
 
 
 def _runs(text: str) -> Iterator[_Run]:
     for match in (_SPACED_OUT_ASCII if text.isascii() else _SPACED_OUT).finditer(f" {text}"):
         run = match[1]
-        if any(map(str.isalpha, run)):
-            # A wider gap than the narrowest is a space between words; so is a bare space among dots or dashes.
-            gaps = _GAPS.findall(run)
-            punctuated = 2 * sum(map(str.isspace, gaps)) < len(gaps)
+        letters: Sequence[str] = run[::2]
+        gaps: Sequence[str] = run[1::2]
+        even = run[::2].isalnum()
+        if not even:
+            # Not every gap is one character.
+            letters, gaps = _GAPS.split(run), _GAPS.findall(run)
+        if not any(map(str.isalpha, letters)):
+            continue
+        # A wider gap than the narrowest is a space between words; so is a bare space among dots or dashes.
+        spaces: Sequence[str] = ()
+        if not (even and run[1::2].isspace()):
             narrow = min(map(len, gaps))
+            punctuated = 2 * sum(map(str.isspace, gaps)) < len(gaps)
             spaces = [" " if len(gap) > narrow or (punctuated and gap.isspace()) else "" for gap in gaps]
-            yield _Run(match.start(), run, gaps, spaces)
+        yield _Run(match.start(), run, letters, gaps, spaces)
 
 
 def join(text: str) -> tuple[str, list[Span], bool]:
@@ -115,12 +125,12 @@ def join(text: str) -> tuple[str, list[Span], bool]:
     ranges: list[Span] = []
     signs = False
     at = size = 0
-    for start, run, _gaps, spaces in _runs(text):
-        letters = "".join(chain.from_iterable(zip(_GAPS.split(run), (*spaces, ""), strict=True)))
-        parts += (text[at:start], letters)
+    for start, run, letters, _gaps, spaces in _runs(text):
+        joined = "".join(chain.from_iterable(zip_longest(letters, spaces, fillvalue="")) if spaces else letters)
+        parts += (text[at:start], joined)
         size += start - at
-        ranges.append((size, size + len(letters)))
-        size += len(letters)
+        ranges.append((size, size + len(joined)))
+        size += len(joined)
         at = start + len(run)
         signs = signs or not _SIGNS_BETWEEN.isdisjoint(run)
     return "".join((*parts, text[at:])), ranges, signs
@@ -129,9 +139,9 @@ def join(text: str) -> tuple[str, list[Span], bool]:
 def join_edits(text: str) -> list[Edit]:
     """What `join` does to a text."""
     edits = []
-    for start, _run, gaps, spaces in _runs(text):
+    for start, _run, _letters, gaps, spaces in _runs(text):
         at = start
-        for gap, space in zip(gaps, spaces, strict=True):
+        for gap, space in zip_longest(gaps, spaces, fillvalue=""):
             edits.append(Edit(at + 1, at + 1 + len(gap), space))
             at += 1 + len(gap)
     return edits

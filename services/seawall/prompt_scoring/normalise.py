@@ -233,9 +233,9 @@ class _Reader:
         """Add the views that undo what was done to single words, one on top of the other. ``words`` are the base's."""
         ways = [_Way("", base, steps)]
         if shown & Sign.SPACED:
-            joined, runs, signs = evasions.join(base)
-            if runs:
-                ways = [_Way("joined", joined, (*steps, EditedLater(base, evasions.join_edits)), runs)]
+            joined, ranges, signs = evasions.join(base)
+            if ranges:
+                ways = [_Way("joined", joined, (*steps, EditedLater(base, evasions.join_edits)), ranges)]
                 if signs and shown & Sign.LEET:
                     # "k!d" looks like letters spaced out with signs.
                     ways.append(_Way("", base, steps))

@@ -67,10 +67,10 @@ class TermSet:
         """
         # What stands in one view stands in all together. A term that reaches over two of them is no hit, only reason
         # to ask each by itself.
-        glued = b"".join(view.words[start:end] + b"  " for view in views for start, end in view.glued)
+        glued = b"".join([view.words[start:end] + b"  " for view in views for start, end in view.glued])
         return not (
             self._anchored
-            or self._match(self._set, b"".join(view.words for view in views))
+            or self._match(self._set, b"".join([view.words for view in views]))
             or (glued and self._match(self._glued_set, glued))
         )
 

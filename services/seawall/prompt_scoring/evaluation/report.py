@@ -130,9 +130,9 @@ def _recall(pyplot: Any, positives: Sequence[Row]) -> Any:
         lowest = min(rate.low for row in panel for rate in (row.caught, row.blocked))
         ax.set(xlim=(max(0.0, lowest - 0.03), 1.01), ylim=(len(panel) - 0.4, -0.6))
         ax.grid(axis="x", alpha=0.3)
-    texts = sorted({row.detected.texts for row in languages})
     if languages and len(panels) > 1:
-        axes[1, 0].set_title(f"other languages, {texts[0]} to {texts[-1]} texts each: no claim", fontsize="medium")
+        most = max(row.detected.texts for row in languages)
+        axes[1, 0].set_title(f"other languages, at most {most} texts each: no claim", fontsize="medium")
     axes[0, 0].set_title("texts that must be blocked, with 95 % intervals over templates", fontsize="medium")
     axes[0, 0].legend(loc="lower left")
     axes[-1, 0].set_xlabel("share of texts")
@@ -156,7 +156,8 @@ def _threshold(pyplot: Any, curve: Mapping[str, Sequence[float]]) -> Any:
             ax.axhline(bound, color="black", linestyle=":", linewidth=1, label=f"target: blocked at most {bound}")
             ax.legend()
         else:
-            ax.set_ylim(min(shares) - 0.02, 1.02)
+            # Few grades are 1 to the last digit.
+            ax.set_ylim(min(*shares[:-1], 0.9) - 0.02, 1.02)
         ax.set_title(title, fontsize="medium")
         ax.set_ylabel("share at or above it")
         ax.grid(alpha=0.3)
