@@ -61,6 +61,12 @@ def test_a_rooms_answer_is_understood() -> None:
         halted="FUSE_TRIPPED",
     )
     assert room_of(answered({"ready": True})) == RoomNow(room="relay", instance="relay-0", ready=True)
+    fast = answered({"ready": True})
+    # What an answer's own time may explain is no difference of clocks.
+    fast.ahead, fast.took = 9.0, 14.2
+    assert room_of(fast).clock_ahead_seconds is None
+    fast.took = 0.2
+    assert room_of(fast).clock_ahead_seconds == 9.0
     gone = Answer(Endpoint("relay", "host:1"), fault="refused: it is gone")
     assert room_of(gone) == RoomNow(room="relay", ready=None, why="refused: it is gone")
 

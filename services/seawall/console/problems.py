@@ -82,6 +82,13 @@ def _rooms(now: Now, limits: LimitSettings) -> Iterator[Problem]:
         elif not room.ready:
             said = f"{room.room} is not ready: {room.why}" if room.why else f"{room.room} is not ready"
             yield _critical(said, f"What mends it: {mend(room.why)}.", "seawall status")
+        if room.clock_ahead_seconds is not None:
+            way = "ahead of" if room.clock_ahead_seconds > 0 else "behind"
+            yield _warning(
+                f"The clock of {room.room} is {duration(abs(room.clock_ahead_seconds))} {way} this one's",
+                "Mend NTP there. Decisions do not depend on it; the times in them do.",
+                "seawall doctor",
+            )
         if (room.lag_seconds or 0.0) > limits.lag_seconds:
             yield _critical(
                 f"{room.room} is {duration(room.lag_seconds or 0.0)} behind",

@@ -65,6 +65,8 @@ class RoomNow(Shape):
     why: str = ""
     lag_seconds: float | None = None
     watermark_seconds: float | None = None
+    #: Seconds that its clock is ahead of the console's, where they differ by more than an answer's time can explain.
+    clock_ahead_seconds: float | None = None
     #: Why it stands still until a person has looked; empty: it does not.
     halted: str = ""
 

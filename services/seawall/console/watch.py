@@ -70,6 +70,7 @@ def room_of(answer: Answer) -> RoomNow:
         watermark_seconds=max(
             answer.by(scraped("moderation.stream.watermark.age"), TOPIC_LABEL).values(), default=None
         ),
+        clock_ahead_seconds=round(answer.ahead, 1) if answer.clock_is_off else None,
         halted=next((reason or "HALTED" for reason, value in halted.items() if value >= 1), ""),
     )
 

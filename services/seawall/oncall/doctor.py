@@ -23,8 +23,6 @@ from seawall.runtime.broker import Broker, Replicas, TopicPartition
 from seawall.runtime.prometheus import scraped
 
 _DAY: Final = 86_400.0
-#: Clocks further apart than this (seconds) make timings of a decision misleading.
-CLOCK_SECONDS: Final = 2.0
 #: A list that has not changed for so long is one that nobody pulls; a model, one that nobody looks after (days).
 LIST_DAYS: Final = 7.0
 MODEL_DAYS: Final = 180.0
@@ -164,7 +162,7 @@ def _versions(found: Gathered) -> Iterator[Finding]:
 
 def _clocks(found: Gathered) -> Iterator[Finding]:
     for answer in found.answers:
-        if not answer.fault and abs(answer.ahead) - answer.took / 2 > CLOCK_SECONDS:
+        if answer.clock_is_off:
             way = "ahead of" if answer.ahead > 0 else "behind"
             yield _soon(
                 "clocks",

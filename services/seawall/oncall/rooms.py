@@ -18,6 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 TIMEOUT_SECONDS = 2.0
+#: Clocks further apart than this (seconds) make timings of a decision misleading.
+CLOCK_SECONDS = 2.0
 #: Of a metric by topic.
 TOPIC_LABEL = "messaging_destination_name"
 #: An answer that is longer is cut: no room says so much.
@@ -55,6 +57,11 @@ class Answer:
     @property
     def room(self) -> str:
         return self.endpoint.room
+
+    @property
+    def clock_is_off(self) -> bool:
+        """Whether its clock differs from ours by more than CLOCK_SECONDS, however the answer's time is shared out."""
+        return not self.fault and abs(self.ahead) - self.took / 2 > CLOCK_SECONDS
 
     def value(self, metric: str, **labels: str) -> float | None:
         """The sum of a metric's samples that have these labels; None if there is none. Names are Prometheus's."""
