@@ -18,6 +18,7 @@ from seawall.aggregator.replay.run import Replay
 from seawall.aggregator.settings import AggregatorSettings
 from seawall.api.control.v1 import control_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.core.join import Position
 from seawall.core.policy import Policy
 from tests.bench.aggregator import PARTITIONS, _generation, _signals, policy
 from tests.bench.harness import Report, say
@@ -63,27 +64,31 @@ def _write(path: Path) -> None:
             numbers = range(begin, min(begin + _STRETCH, GENERATIONS))
             export.write(
                 [
-                    ReplayRecord(GENERATION, n % PARTITIONS, n // PARTITIONS, 1_000, _generation(n).SerializeToString())
+                    (GENERATION, _position(n % PARTITIONS, n // PARTITIONS), _generation(n).SerializeToString())
                     for n in numbers
                 ]
             )
-            records = []
+            records: list[ReplayRecord] = []
             for n in numbers:
                 for record in _signals(n):
                     partition = n % PARTITIONS
-                    offset = signal_offsets[partition]
-                    records.append(ReplayRecord(SIGNAL, partition, offset, 1_000, record.SerializeToString()))
+                    position = _position(partition, signal_offsets[partition])
+                    records.append((SIGNAL, position, record.SerializeToString()))
                     signal_offsets[partition] += 1
             export.write(records)
 
 
+def _position(partition: int, offset: int) -> Position:
+    return Position("", partition, offset, 1_000_000_000)
+
+
 def _parse(path: Path) -> None:
     for batch in from_file(path):
-        for record in batch:
-            if record.kind == GENERATION:
-                generation_pb2.Generation.FromString(record.value)
+        for kind, _, value in batch:
+            if kind == GENERATION:
+                generation_pb2.Generation.FromString(value)
             else:
-                control_pb2.JoinRecord.FromString(record.value)
+                control_pb2.JoinRecord.FromString(value)
 
 
 def _replay(path: Path, *policies: Policy) -> None:

@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from seawall.aggregator.replay.decisions import remake, shadow_tallies
-from seawall.aggregator.replay.records import Export, ReplayRecord, Stretch, from_file, from_topics
+from seawall.aggregator.replay.records import Export, Stretch, from_file, from_topics
 from seawall.aggregator.replay.run import Replay
 from seawall.aggregator.replay.tally import Said
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Fatal
+from seawall.core.join import Position
 from seawall.core.policy import Policy, Rollout
 from seawall.core.policy.archive import Archive, find_bundle
 from seawall.core.policy.reload import Reloader
@@ -296,9 +297,9 @@ async def test_signals_before_their_generations_and_of_earlier_ones(folder: Path
     stream = await _traffic(folder)
     batches = [batch async for batch in from_topics(stream.broker, NAMES, Stretch(0, 1 << 50))]
     records = [record for batch in batches for record in batch]
-    late_first = sorted(records, key=lambda record: -record.kind)
+    late_first = sorted(records, key=lambda record: -record[0])
     run = Replay(Policy(folder / "mild"))
-    run.feed(record for record in late_first if not (record.kind == 0 and record.offset == 0))
+    run.feed((kind, position, value) for kind, position, value in late_first if kind != 0 or position.offset != 0)
     tally = run.finish()
     # The stretch begins at the second generation: nothing is said of the first.
     assert (tally.total, tally.late[0]) == (2, {})
@@ -308,7 +309,7 @@ async def test_signals_before_their_generations_and_of_earlier_ones(folder: Path
 def test_exports_that_are_damaged(tmp_path: Path, damage: Any) -> None:
     path = tmp_path / "export"
     with Export(path) as export:
-        export.write([ReplayRecord(0, 0, n, 1, bytes(100)) for n in range(50)])
+        export.write([(0, Position("", 0, n, 1_000_000), bytes(100)) for n in range(50)])
     assert sum(len(batch) for batch in from_file(path)) == 50
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(Fatal) as caught:

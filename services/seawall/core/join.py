@@ -196,9 +196,8 @@ class Join:
     def _remember_decided(self, key: tuple[str, int], decided: Decided) -> None:
         remembered = self._decided
         remembered[key] = decided
-        while len(remembered) > self._remember or not self._recent(
-            next(iter(remembered.values())).log_nanos, decided.log_nanos
-        ):
+        oldest = decided.log_nanos - self._remember_nanos
+        while len(remembered) > self._remember or next(iter(remembered.values())).log_nanos < oldest:
             remembered.popitem(last=False)
 
     def _recent(self, then: int, now: int) -> bool:
@@ -218,20 +217,19 @@ class Join:
         offset = position.offset
         if offset < self._next_generation:
             return ()
-        events = self._advance(offset)
+        gone = self._advance(offset)
         joined = OpenGeneration(generation, position, traceparent, self._required(generation))
         key = joined.key
-        decided = self._recall(key, position)
+        decided = self._recall(key, position) if key in self._decided else None
         if key in self._open_by_id or (decided is not None and decided.offset < offset):
-            return [*events, *self._apply_early(offset)]
+            return [*gone, *self._apply_early(offset)]
         self._open[offset] = joined
         self._open_by_id[key] = offset
         self._unsettle(offset)
-        if not joined.required:
-            events.extend(self._complete(joined, position))
+        completed = () if joined.required else self._complete(joined, position)
         if offset in self._early:
-            events.extend(self._apply_early(offset))
-        return events
+            return [*gone, *completed, *self._apply_early(offset)]
+        return [*gone, *completed] if gone or completed else ()
 
     def on_malformed(self, position: Position) -> Sequence[Event] | None:
         """A generation record was read that cannot be joined; the caller decides it alone, then settles it.
@@ -341,7 +339,8 @@ class Join:
         if read is None:
             return self._complete(joined, position)
         signal = read.signal
-        if (signal.generation_id, signal.attempt) != joined.key:
+        generation_id, attempt = joined.key
+        if signal.generation_id != generation_id or signal.attempt != attempt:
             # Coordinates of another topic's life (recreated, restored): not evidence about this generation.
             return ()
         if _keep(joined.signals, read) and joined.required <= joined.signals.keys():
@@ -399,15 +398,15 @@ class Join:
         self._early_count -= len(waiting)
         return waiting
 
-    def _advance(self, offset: int) -> list[Event]:
+    def _advance(self, offset: int) -> Sequence[Event]:
         """The generation at ``offset`` is read. Offsets that the topic no longer holds will never be: whoever waits for
         them is late."""
-        events: list[Event] = []
-        if offset != self._next_generation and self._early:
-            gone = sorted(early for early in self._early if early < offset)
-            self._next_generation = offset
-            for early in gone:
-                events.extend(self._apply_early(early))
+        if offset == self._next_generation or not self._early:
+            self._next_generation = offset + 1
+            return ()
+        gone = sorted(early for early in self._early if early < offset)
+        self._next_generation = offset
+        events = [event for early in gone for event in self._apply_early(early)]
         self._next_generation = offset + 1
         return events
 

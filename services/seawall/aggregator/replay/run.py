@@ -18,7 +18,6 @@ from seawall.core.join import Completed, Event, Join, LateSignal, Position
 from seawall.core.policy import Policy
 from seawall.core.validate import parse_generation, parse_join_record
 
-_MILLIS = 1_000_000
 #: Decided attempts that a join remembers; repeats come soon or never.
 _REMEMBER = 20_000
 
@@ -44,16 +43,16 @@ class Replay:
 
     def feed(self, records: Iterable[ReplayRecord]) -> None:
         """Take records, those of a partition in log order."""
-        for kind, partition, offset, timestamp, value in records:
-            position = Position("", partition, offset, timestamp * _MILLIS)
-            joins = self._joins.get(partition)
+        known = self._joins
+        for kind, position, value in records:
+            joins = known.get(position.partition)
             if kind == GENERATION:
                 self.generations += 1
-                self._generation(self._begin(partition, offset) if joins is None else joins, value, position)
+                self._generation(joins or self._begin(position), value, position)
             else:
                 self.signals += 1
                 if joins is None:
-                    self._held.setdefault(partition, []).append((value, position))
+                    self._held.setdefault(position.partition, []).append((value, position))
                 else:
                     self._signal(joins, value, position)
         for joins in self._joins.values():
@@ -65,14 +64,15 @@ class Replay:
         self.tally.open = sum(join.open_count for joins in self._joins.values() for join in joins) // len(self._sides)
         return self.tally
 
-    def _begin(self, partition: int, offset: int) -> list[Join]:
+    def _begin(self, position: Position) -> list[Join]:
         """A stretch begins somewhere: what signals say of generations before that is not counted."""
+        partition, offset = position.partition, position.offset
         self._begins[partition] = offset
         required = [self._policies[numbers[0]].required for numbers in self._sides]
         joins = [Join(one, next_generation=offset, next_signal=0, remember=_REMEMBER) for one in required]
         self._joins[partition] = joins
-        for value, position in self._held.pop(partition, []):
-            self._signal(joins, value, position)
+        for value, at in self._held.pop(partition, []):
+            self._signal(joins, value, at)
         return joins
 
     def _generation(self, joins: Sequence[Join], value: bytes, position: Position) -> None:
