@@ -138,7 +138,7 @@ def _prompt_scoring(home: Home) -> Case:
     laborious = [
         generation_pb2.Generation(generation_id=name, attempt=1, prompt=sealer.seal(text, name, "prompt"))
         for name, text in (
-            (f"laborious-{number}", f"a quiet harbour with {number} wooden boats under a pale evening sky, " * 100)
+            (f"laborious-{number}", f"a quiet harbour with {number} wooden boats under a pale evening sky, " * 20)
             for number in range(LABORIOUS_ITEMS)
         )
     ]

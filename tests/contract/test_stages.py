@@ -227,7 +227,12 @@ async def test_sigterm_answers_what_is_in_flight_and_no_content_was_logged(case:
     stage = case.stage
     laborious = [message for generation in case.laborious for message in sent(stage, generation)]
     # One batch at a time: that a second one is refused proves that the first is being worked on.
-    with running(case, SEAWALL_RPC_SERVER__MAX_CONCURRENT_RPCS="1") as service:
+    # And that it has time to end, whatever else the machine does.
+    settings = {
+        "SEAWALL_RPC_SERVER__MAX_CONCURRENT_RPCS": "1",
+        "SEAWALL_RPC_SERVER__DRAIN_SECONDS": f"{STOP_SECONDS - 5}",
+    }
+    with running(case, **settings) as service:
         async with calling(stage, service) as client:
             known = await client.call(request_of(stage, [one for _, one, _ in measured(case)]), PATIENCE_SECONDS)
             assert len(known.replies) == len(measured(case))

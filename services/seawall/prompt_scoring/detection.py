@@ -162,15 +162,15 @@ class _Detector:
             self._grade(next((grade for within, grade in _BY_DISTANCE if pair.distance <= within), _DISTANT))
             places = [Place(hit.concept, "prompt", *view.origin(hit.start, hit.end)) for hit in (pair.one, pair.other)]
             start, end = min(place.start for place in places), max(place.end for place in places)
-            self._quote(view.words, pair, reach(prompt, start, end))
+            self._quote(view.words, pair, reach(prompt, start, end), minors)
             if prompt.count(",") >= _LIST_FROM:
                 # Among tags a request is one item, and those around it say nothing of it.
-                self._quote(view.words, pair, reach(prompt, start, end, item=True))
+                self._quote(view.words, pair, reach(prompt, start, end, item=True), minors)
             for place in places:
                 self._place(place)
 
-    def _quote(self, words: bytes, pair: Pair, within: Reach = ANYWHERE) -> None:
-        read = window(words, pair, self._around, _JOINT_WITHIN, within)
+    def _quote(self, words: bytes, pair: Pair, within: Reach = ANYWHERE, minors: Sequence[Hit] = ()) -> None:
+        read = window(words, pair, self._around, _JOINT_WITHIN, within, minors)
         if read.text not in self._windows:
             self._windows.add(read.text)
             self._found.windows.append(read)
@@ -192,7 +192,9 @@ class _Detector:
                     if concept not in found.concepts:
                         found.concepts.add(concept)
                         text = f"{start}, {words}"
-                        found.windows.append(Window(text, text, language, 0, stands_for, False, False, frame=text))
+                        found.windows.append(
+                            Window(text, text, language, 0, stands_for, False, False, frame=text, taken_away=True)
+                        )
                     self._grade(_SPLIT)
 
     def _split(self, prompt: str, negative_prompt: str) -> None:

@@ -14,7 +14,8 @@ from seawall.prompt_scoring.windows import Window
 from seawall.runtime.model_pack import ModelPack
 
 #: Where the encoder cannot read, terms decide: within so many words of each other they are enough to block unless the
-#: context is benign. Further apart, or from packs of two languages, they are enough for a person to look.
+#: context is benign. Further apart, from packs of two languages, or where one is what a negative prompt takes away (and
+#: the encoder reads words that nobody wrote), they are enough for a person to look.
 _TERMS_WITHIN, _TERMS_APART = 6, 0.4
 
 
@@ -65,7 +66,7 @@ class SemanticScorer:
 
     def _near(self, window: Window) -> float:
         if window.language in self._head.languages:
-            return self._head.score(window)
+            return max(self._head.score(window), _TERMS_APART if window.taken_away else 0.0)
         near = window.language != "und" and window.distance <= _TERMS_WITHIN
         return self._head.blocks_from if near else _TERMS_APART
 

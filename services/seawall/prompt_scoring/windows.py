@@ -29,6 +29,9 @@ _MEDIA = frozenset(
     b"scenes story stories content material".split()
 )
 _LINKS = frozenset((b"of", b"with", b"about", b"showing", b"depicting", b"featuring"))
+#: How a sentence goes on to say once more who it is ("of my niece, she is nine years old").
+_SAYS_WHO = frozenset((b"she", b"he", b"they", b"who", b"is", b"are", b"s", b"aged"))
+_SAID = ord("_")
 #: Of a hit of several languages: the one whose windows an encoder can read.
 _PREFERRED = "en"
 
@@ -61,6 +64,8 @@ class Window(NamedTuple):
     frame: str
     #: All that its sentence says is that something shows the pair ("explicit image of a minor"): the barest request.
     bare: bool = False
+    #: One of the two is what a negative prompt takes away, in words that stand for it.
+    taken_away: bool = False
 
 
 def distinct(hits: Sequence[Hit]) -> list[Hit]:
@@ -140,13 +145,16 @@ def reach(text: str, start: int, end: int, *, item: bool = False) -> Reach:
     )
 
 
-def window(words: bytes, pair: Pair, around: int, joint_within: int, within: Reach = ANYWHERE) -> Window:
+def window(
+    words: bytes, pair: Pair, around: int, joint_within: int, within: Reach = ANYWHERE, minors: Sequence[Hit] = ()
+) -> Window:
     """The words around a pair: one stretch, or two put together when more than ``joint_within`` words lie between.
 
     Args:
         pair: ``one`` is the reference to a minor.
         around: words to take on either side.
         within: so many at most.
+        minors: references to a minor of which the pair's is one.
     """
     minor, other = pair.one, pair.other
     first, second = sorted((minor, other), key=lambda hit: hit.start)
@@ -180,7 +188,7 @@ def window(words: bytes, pair: Pair, around: int, joint_within: int, within: Rea
         minor.start > other.start,
         apart,
         frame or text,
-        bare=not apart and _bare(words, first, second, within),
+        bare=not apart and _bare(_without(words, minors, pair), first, second, within),
     )
 
 
@@ -196,14 +204,28 @@ def _frame(words: bytes, first: Hit, second: Hit, apart: bool, minor_last: bool,
     return b" ".join((*before, one, *between, other, *after)).decode("utf-8", "ignore")
 
 
+def _without(words: bytes, minors: Sequence[Hit], pair: Pair) -> bytes:
+    """The words, those blotted out that say once more who it is about; as many as before, and as long."""
+    others = [hit for hit in minors if hit.end <= pair.one.start or hit.start >= pair.one.end]
+    if not others:
+        return words
+    blotted = bytearray(words)
+    for hit in others:
+        blotted[hit.start : hit.end] = bytes(byte if byte == 0x20 else _SAID for byte in words[hit.start : hit.end])
+    return bytes(blotted)
+
+
 def _bare(words: bytes, first: Hit, second: Hit, within: Reach) -> bool:
     end = max(first.end, second.end)
     before = words[max(0, first.start - _NEARBY) : first.start].split()
     before = before[max(0, len(before) - within.before) :]
     after = words[end : end + _NEARBY].split()[: within.after]
     outside = {*before, *words[first.end : second.start].split(), *after}
-    shown = outside.union(words[first.start : end].split())
-    return outside <= _ARTICLES | _MEDIA | _LINKS and not outside.isdisjoint(_LINKS) and not shown.isdisjoint(_MEDIA)
+    said = {word for word in outside if word.strip(b"_")}
+    if len(said) < len(outside):
+        said -= _SAYS_WHO
+    shown = said.union(words[first.start : end].split())
+    return said <= _ARTICLES | _MEDIA | _LINKS and not said.isdisjoint(_LINKS) and not shown.isdisjoint(_MEDIA)
 
 
 def _stretch(words: bytes, start: int, end: int, before: int, after: int) -> str:
