@@ -59,13 +59,20 @@ def signed_in(
     said: list[str] = []
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    page.goto(console.link)
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Now", level=1)).to_be_visible()
+    sign_in(page, console)
     yield page
     context.close()
     # The browser itself says which answers were failures; those are meant.
     assert [one for one in said if "the server responded with a status of" not in one] == []
+
+
+def sign_in(page: Page, console: Served) -> None:
+    """By the link, with one key."""
+    page.goto(console.link)
+    # The browser moves the focus there some time after it has loaded the page.
+    expect(page.get_by_role("button", name="Sign in")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Now", level=1)).to_be_visible()
 
 
 def violations(page: Page) -> list[str]:
@@ -222,9 +229,7 @@ def test_now_tells_of_a_room_that_stops_and_when_it_is_old_itself(browser: Brows
 def test_figures_that_are_old_say_so(browser: Browser, console: Served) -> None:
     context = browser.new_context()
     page = context.new_page()
-    page.goto(console.link)
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Now", level=1)).to_be_visible()
+    sign_in(page, console)
     page.clock.install()
     page.goto(console.address)
     page.route("**/*", lambda route: route.abort())
