@@ -363,7 +363,9 @@ def test_what_the_exchange_asks_to_wait_is_waited(fake: FakeNcmec, puller: Pulle
     assert 0 < third <= 0.02, "nonsense counts as nothing said"
 
 
-@pytest.mark.parametrize("after", ["301", "99999999999999999999", email.utils.formatdate(time.time() + 4_000, usegmt=True)])
+@pytest.mark.parametrize(
+    "after", ["301", "99999999999999999999", email.utils.formatdate(time.time() + 4_000, usegmt=True)]
+)
 def test_a_wait_beyond_the_bound_ends_the_pull_and_says_so(fake: FakeNcmec, puller: Puller, after: str) -> None:
     fake.entries = [entry(number) for number in range(1, 15)]
     fake.script = [Answer(), Answer(429, {"Retry-After": after})]
