@@ -44,6 +44,11 @@ class Picture:
         #: Why there are none.
         self.error: BaseException | None = None
 
+    @property
+    def seen(self) -> bool:
+        """Whether the models have looked at it."""
+        return bool(self.scores) or self.error is not None
+
     def add_to(self, labels: LabelScores) -> None:
         """Add each label's highest score. Raises what the models raised."""
         if self.error is not None:

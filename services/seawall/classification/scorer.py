@@ -126,16 +126,19 @@ class Scorer:
         return found
 
     def _together(self, held: Sequence[Picture]) -> None:
-        """Score these, the same picture once."""
-        unlike = {picture.key: picture for picture in reversed(held)} if self._cache.size else dict(enumerate(held))
-        pictures.score(list(unlike.values()))
+        """Score those that need it: the same picture may be here twice, or be scored by another thread since."""
+        unlike: dict[Hashable, Picture] = {}
+        for picture in held:
+            if self._cache.find(picture.key) is None:
+                unlike.setdefault(picture.key if self._cache.size else picture, picture)
+        pictures.score([*unlike.values()])
 
     def _result(self, picture: Picture, data: bytes) -> signal_pb2.ItemResult:
         plan = picture.plan
-        # The same picture may have been held beside this one.
         if found := self._known(plan, picture.key):
             return found
-        if not picture.scores and picture.error is None:
+        if not picture.seen:
+            # What stood for it could not be kept.
             pictures.score([picture])
         result = signal_pb2.ItemResult(status=OK)
         picture.add_to(result.labels)
