@@ -30,8 +30,8 @@ BEGUN: Final = 2
 #: Items that one thread holds, at most. An inference of four pictures costs 8 % less than four of one, of eight hardly
 #: less than that, and the first of them waits for the last.
 HELD: Final = 4
-#: How long what is held waits for the next of the items that are begun (seconds): ten times what a photograph takes to
-#: decode is not yet what its inference takes.
+#: How long what is held waits for the next of the items that are begun (seconds): twice what a photograph takes to
+#: decode. For one that takes longer the others would wait for longer than they gain.
 PATIENCE: Final = 0.002
 
 
@@ -198,9 +198,9 @@ class Workers:
                 if position is None:
                     job.release()
                     job = None
-                else:
+                elif item := job.begin(position):
                     job.hold()
-                    mine.put(job, job.begin(position))
+                    mine.put(job, item)
             elif mine.together:
                 self._began[index] = time.monotonic()
                 mine.finish_held()
@@ -263,21 +263,19 @@ class _Items:
         held = self._held
         return bool(held) and (not self.begun or len(held) == HELD or self._until <= time.monotonic())
 
-    def put(self, job: Job, item: Unfinished | None) -> None:
-        """An item of the job, which is held as often, or nothing more."""
+    def put(self, job: Job, item: Unfinished) -> None:
+        """An item that is not done yet, for which the job is held."""
         if isinstance(item, Held):
             self._held.append((job, item))
             self._until = time.monotonic() + PATIENCE
-        elif item:
-            self.begun.append((job, item))
         else:
-            job.release()
+            self.begun.append((job, item))
 
     def finish_begun(self, place: int) -> None:
         """Finish one, or bring it to where it is held."""
         job, item = self.begun[place]
         del self.begun[place]
-        self.put(job, item.finish())
+        self._went_on(job, item.finish())
 
     def finish_held(self) -> None:
         """Do what is left of all that are held."""
@@ -286,7 +284,13 @@ class _Items:
         held[0][1].together([item.work for _, item in held])
         share = (time.perf_counter_ns() - start) // len(held)
         for job, item in held:
-            self.put(job, item.finish(share))
+            self._went_on(job, item.finish(share))
+
+    def _went_on(self, job: Job, item: Unfinished | None) -> None:
+        if item is None:
+            job.release()
+        else:
+            self.put(job, item)
 
 
 class _Bell:
