@@ -364,14 +364,14 @@ def test_a_worker_whose_items_take_long_together_is_stuck() -> None:
 def test_what_was_held_may_be_begun_or_held_again(slow: MakeSlow) -> None:
     work = slow()
     run = Holding(0)
-    last = Held("last", run.groups.put, run.shares.append)
-    chain = Held("first", run.groups.put, lambda share: Begun(work, lambda: last))
+    last = Held(2, run.groups.put, run.shares.append)
+    chain = Held(1, run.groups.put, lambda share: Begun(work, lambda: last))
     run.job = Job(1, lambda _: chain, time.monotonic() + 60, run.ended.set)
     run.workers.submit(run.job)
-    assert run.groups.get(timeout=30) == ["first"]
+    assert run.groups.get(timeout=30) == [1]
     assert not run.ended.is_set()
     work.end()
-    assert run.groups.get(timeout=30) == ["last"]
+    assert run.groups.get(timeout=30) == [2]
     assert run.ended.wait(30)
     assert finished(chain) is None
-    assert [run.groups.get(timeout=30) for _ in range(2)] == [["first"], ["last"]]
+    assert [run.groups.get(timeout=30) for _ in range(2)] == [[1], [2]]

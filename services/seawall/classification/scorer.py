@@ -53,7 +53,7 @@ class Scorer:
     Args:
         lineup: the models, proven already.
         trials: runs models on trial; None where there never are any.
-        provenance: adds labels read from a file that could be decoded.
+        provenance: reads further labels from a file that could be decoded.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Scorer:
         *,
         cache_size: int = 0,
         trials: Trials | None = None,
-        provenance: Callable[[bytes, signal_pb2.ItemResult], None] | None = None,
+        provenance: Callable[[bytes], Sequence[signal_pb2.LabelScore]] | None = None,
     ) -> None:
         self._lineup = lineup
         self._content = content
@@ -106,7 +106,9 @@ class Scorer:
                     picture = Picture(plan, key, [prepare(frame, plan) for frame in decoding])
                 except Unscannable as error:
                     return _unscannable(error)
-            return Held(picture, self._together, lambda _: self._result(picture, data))
+            # Now: the file's bytes are not to be held.
+            origin = self._provenance(data) if self._provenance is not None else ()
+            return Held(picture, self._together, lambda _: self._result(picture, origin))
 
         return Begun(decoding, decoded)
 
@@ -133,7 +135,7 @@ class Scorer:
                 unlike.setdefault(picture.key if self._cache.size else picture, picture)
         pictures.score([*unlike.values()])
 
-    def _result(self, picture: Picture, data: bytes) -> signal_pb2.ItemResult:
+    def _result(self, picture: Picture, origin: Sequence[signal_pb2.LabelScore]) -> signal_pb2.ItemResult:
         plan = picture.plan
         if found := self._known(plan, picture.key):
             return found
@@ -142,8 +144,7 @@ class Scorer:
             pictures.score([picture])
         result = signal_pb2.ItemResult(status=OK)
         picture.add_to(result.labels)
-        if self._provenance is not None:
-            self._provenance(data, result)
+        result.labels.extend(origin)
         if plan.shadows and self._trials is not None:
             result.shadows.extend(self._trials(plan.shadows, picture.frames))
         if _to_keep(result):
