@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from seawall.classification.batching import Batcher, Row
 from seawall.core.errors import Poison
+from tests.support.bank_entries import wait_for
 
 WAIT = 20.0
 
@@ -41,15 +42,6 @@ class Runs:
             self.go.release()
 
 
-def waited(until: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(2_000):
-        if until():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it did not come to that")
-
-
 def together(
     batcher: Batcher, runs: Runs, values: Sequence[float], let: Callable[[], None]
 ) -> list[Future[Sequence[Row]]]:
@@ -59,7 +51,7 @@ def together(
         assert runs.started.acquire(timeout=WAIT)
         futures += [pool.submit(batcher, tensor(value)) for value in values[1:]]
         waiting = batcher._waiting
-        waited(lambda: len(waiting) == len(values) - 1)
+        wait_for(lambda: len(waiting) == len(values) - 1)
         let()
     return futures
 
@@ -90,7 +82,7 @@ def test_what_one_thread_brings_stays_together_and_no_batch_is_larger_than_it_ma
         for values in ((2, 3), (4, 5), (6,)):
             before = len(batcher._waiting)
             futures.append(pool.submit(batcher, tensor(*values)))
-            waited(lambda before=before: len(batcher._waiting) > before)  # type: ignore[misc]
+            wait_for(lambda before=before: len(batcher._waiting) > before)  # type: ignore[misc]
         runs.let(3)
         rows = [[row[0] for row in future.result(timeout=WAIT)] for future in futures]
     assert rows == [[0, 2], [4, 6], [8, 10], [12]]

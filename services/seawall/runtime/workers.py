@@ -65,7 +65,7 @@ class Held(NamedTuple):
 
     work: Any
     #: Does it, for the ``work`` of every item held. It must not raise.
-    together: Callable[[list[Any]], None]
+    together: Callable[[list[Any]], object]
     #: Does the rest, called with the item's share of the time that ``together`` took (nanoseconds).
     finish: Callable[[int], Any]
 
