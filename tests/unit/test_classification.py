@@ -80,6 +80,15 @@ def test_input_is_the_resized_centre_with_mean_and_scale_applied(spec: dict[str,
         np.testing.assert_allclose(values[0], normalised.transpose(2, 0, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize("spec", [OPENNSFW, TORCHVISION], ids=["opennsfw", "torchvision"])
+def test_inputs_of_several_lie_behind_each_other(spec: dict[str, Any]) -> None:
+    prepare = preprocessor(spec)
+    several = [picture(300, 400), picture(256, 256), picture(97, 61)]
+    values = prepare.inputs([prepare.pixels(rgb) for rgb in several])
+    assert values.flags.c_contiguous
+    np.testing.assert_array_equal(values, np.concatenate([prepare(rgb) for rgb in several]))
+
+
 def test_a_picture_of_the_right_size_is_only_cropped() -> None:
     rgb = picture(256, 256)
     np.testing.assert_array_equal(preprocessor(OPENNSFW).pixels(rgb), rgb[16:240, 16:240])
