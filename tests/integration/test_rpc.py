@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -33,6 +34,7 @@ from seawall.runtime.batch_service import BatchService
 from seawall.runtime.rpc_client import StageClient
 from seawall.runtime.rpc_server import RpcServer
 from seawall.runtime.settings import RpcClientSettings, RpcServerSettings, TelemetrySettings
+from seawall.runtime.workers import HELD, Held
 
 SERVICE = "seawall.api.prompt_scoring.v1.PromptScoringService"
 METHOD = f"/{SERVICE}/ScorePrompts"
@@ -85,6 +87,13 @@ class Obedient:
         return [signal_pb2.Artefact(kind=signal_pb2.ARTEFACT_KIND_MODEL, name="obedient", sha256=bytes(32))]
 
 
+class Holding(Obedient):
+    """One that does it for several items at once."""
+
+    def begin(self, item: prompt_scoring_pb2.PromptItem) -> Held:
+        return Held(item, lambda items: None, lambda share: self.score(item))
+
+
 class Mesh:
     """A server, its scorer and a client."""
 
@@ -111,10 +120,16 @@ def statuses(response: prompt_scoring_pb2.ScorePromptsResponse) -> list[tuple[An
 
 
 @asynccontextmanager
-async def running(*, client: dict[str, Any] | None = None, ready: bool = True, **settings: Any) -> AsyncIterator[Mesh]:
+async def running(
+    *,
+    client: dict[str, Any] | None = None,
+    ready: bool = True,
+    make_scorer: Callable[[], Obedient] = Obedient,
+    **settings: Any,
+) -> AsyncIterator[Mesh]:
     server_settings = RpcServerSettings(**{"workers": 2, "linger_seconds": 0, "drain_seconds": 5, **settings})
     server = RpcServer(server_settings, SERVICE)
-    scorer = Obedient()
+    scorer = make_scorer()
     await server.start()
     batches = BatchService(METHOD, REQUEST, RESPONSE, scorer, server_settings, "service-0")
     if ready:
@@ -170,14 +185,32 @@ async def test_n_items_go_in_and_n_replies_come_out() -> None:
         ("later", "STORE_UNAVAILABLE"),
     ],
 )
-async def test_an_item_that_fails_errs_alone(order: str, reason: str, capfd: pytest.CaptureFixture[str]) -> None:
-    async with running() as mesh:
+@pytest.mark.parametrize("make_scorer", [Obedient, Holding])
+async def test_an_item_that_fails_errs_alone(
+    make_scorer: Callable[[], Obedient], order: str, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with running(make_scorer=make_scorer) as mesh:
         orders = ["score:0"] * 32 + [order] + ["score:1"] * 31
         answered = statuses(await mesh.call(*orders))
         assert answered.pop(32) == (ERROR, reason)
         assert answered == [(OK, "")] * 63
         assert statuses(await mesh.call("score:0.5")) == [(OK, "")]
     assert "the text of a prompt" not in capfd.readouterr().err
+
+
+async def test_what_is_done_together_is_each_items_work_in_part() -> None:
+    class Slow(Holding):
+        def begin(self, item: prompt_scoring_pb2.PromptItem) -> Held:
+            return super().begin(item)._replace(together=lambda items: pause.wait(0.1))
+
+    pause = threading.Event()
+    async with running(workers=1, make_scorer=Slow) as mesh:
+        began = time.perf_counter_ns()
+        response = await mesh.call(*["ok"] * HELD)
+        taken = time.perf_counter_ns() - began
+    spent = [reply.work_nanos for reply in response.replies]
+    assert 100e6 <= sum(spent) < taken
+    assert min(spent) >= 100e6 / HELD
 
 
 async def test_unscannable_is_passed_on() -> None:

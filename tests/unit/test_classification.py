@@ -80,6 +80,15 @@ def test_input_is_the_resized_centre_with_mean_and_scale_applied(spec: dict[str,
         np.testing.assert_allclose(values[0], normalised.transpose(2, 0, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize("spec", [OPENNSFW, TORCHVISION], ids=["opennsfw", "torchvision"])
+def test_inputs_of_several_lie_behind_each_other(spec: dict[str, Any]) -> None:
+    prepare = preprocessor(spec)
+    several = [picture(300, 400), picture(256, 256), picture(97, 61)]
+    values = prepare.inputs([prepare.pixels(rgb) for rgb in several])
+    assert values.flags.c_contiguous
+    np.testing.assert_array_equal(values, np.concatenate([prepare(rgb) for rgb in several]))
+
+
 def test_a_picture_of_the_right_size_is_only_cropped() -> None:
     rgb = picture(256, 256)
     np.testing.assert_array_equal(preprocessor(OPENNSFW).pixels(rgb), rgb[16:240, 16:240])
@@ -104,15 +113,9 @@ def test_scores_are_calibrated_by_label() -> None:
 
 
 def test_an_animation_has_each_labels_highest_score_and_the_first_frame_that_has_it() -> None:
-    class Told:
-        model_name = "told@1"
-
-        def score(self, rgb: Any, prepared: Any) -> dict[str, float]:
-            return {"a": float(rgb[0, 0, 0]) / 10, "b": float(rgb[0, 0, 1]) / 10}
-
-    highest = labels.Highest(Told())
-    for number, colour in ((0, (1, 9, 0)), (7, (8, 2, 0)), (9, (8, 9, 0))):
-        highest.see(labels.ScoredFrame(number, np.full((1, 1, 3), colour, np.uint8), {}))
+    highest = labels.Highest("told@1")
+    for number, a, b in ((0, 0.1, 0.9), (7, 0.8, 0.2), (9, 0.8, 0.9)):
+        highest.see(number, {"a": a, "b": b})
     result = signal_pb2.ItemResult()
     highest.add_to(result.labels)
     assert [(one.label, one.score, one.frame, one.model) for one in result.labels] == [

@@ -15,8 +15,8 @@ from seawall.api.signal.v1 import signal_pb2
 from seawall.classification import lineup as lineups
 from seawall.classification import rollout as rollouts
 from seawall.classification.head import Head
-from seawall.classification.labels import ScoredFrame
 from seawall.classification.lineup import Lineup
+from seawall.classification.pictures import PreparedFrame
 from seawall.classification.reload import Reloader
 from seawall.classification.rollout import Rollout, Trial, falls_in
 from seawall.classification.scorer import Scorer, decoded_by
@@ -245,14 +245,16 @@ class Hangs:
     def __init__(self) -> None:
         self.go = threading.Event()
 
-    def score(self, rgb: object, prepared: object) -> dict[str, float]:
+    preprocessor = None
+
+    def scores(self, pixels: object) -> list[dict[str, float]]:
         assert self.go.wait(WAIT)
         raise ZeroDivisionError
 
 
 def test_a_model_on_trial_that_hangs_holds_an_item_for_a_bounded_time_and_then_nobody() -> None:
     hangs: Any = Hangs()
-    frames = [ScoredFrame(0, np.zeros((2, 2, 3), np.uint8), {})]
+    frames: Any = [PreparedFrame(0, {hangs.preprocessor: np.zeros((2, 2, 3), np.uint8)})]
     trials = Trials(1, patience=0.01)
     assert [shadow.reason for shadow in trials([hangs], frames)] == [TIMEOUT]
     assert [shadow.reason for shadow in trials([hangs], frames)] == [SHED]

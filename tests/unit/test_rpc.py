@@ -9,8 +9,9 @@ from contextlib import ExitStack, closing
 
 import pytest
 
+from seawall.runtime import workers
 from seawall.runtime.batch_service import AdaptiveLimit
-from seawall.runtime.workers import BEGUN, Begun, Job, Workers
+from seawall.runtime.workers import BEGUN, HELD, Begun, Held, Job, Unfinished, Workers, finished
 
 
 def test_the_limit_falls_while_batches_wait_and_recovers() -> None:
@@ -240,3 +241,137 @@ def test_workers_that_are_stopped_end_what_they_have_begun(slow: MakeSlow) -> No
     for thread in run.workers._threads:
         thread.join(30)
         assert not thread.is_alive()
+
+
+# ---- items that are held ---------------------------------------------------------------------------------------------
+
+
+class Holding:
+    """A job whose items are held, once their work elsewhere (if any) is done; what was done together, in order."""
+
+    def __init__(self, count: int, works: Sequence[Slow] = (), workers: int = 1) -> None:
+        self.works = works
+        self.groups: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        self.began: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.shares: list[int] = []
+        self.ended = threading.Event()
+        self.workers = Workers(workers, "test")
+        self.job = Job(count, self.begin, time.monotonic() + 60, self.ended.set)
+
+    def begin(self, position: int) -> Unfinished:
+        self.began.put(position)
+        held = Held(position, self.together, self.shares.append)
+        return Begun(self.works[position], lambda: held) if self.works else held
+
+    def together(self, positions: list[int]) -> None:
+        self.groups.put(positions)
+
+    def group(self) -> list[int]:
+        return self.groups.get(timeout=30)
+
+
+def test_what_a_worker_holds_is_done_together_in_order_and_only_so_much() -> None:
+    run = Holding(2 * HELD + 1)
+    run.workers.submit(run.job)
+    assert run.ended.wait(30)
+    assert [run.group() for _ in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    assert len(run.shares) == 2 * HELD + 1 and all(share > 0 for share in run.shares)
+
+
+def test_items_of_two_jobs_are_done_together(slow: MakeSlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PATIENCE", 60.0)
+    first = Holding(1, [slow()])
+    second = Holding(1, [slow()])
+    theirs = Held(7, first.together, second.shares.append)
+    second.job = Job(1, lambda _: Begun(second.works[0], lambda: theirs), time.monotonic() + 60, second.ended.set)
+    first.workers.submit(first.job)
+    first.workers.submit(second.job)
+    first.works[0].end()
+    second.works[0].end()
+    assert sorted(first.group()) == [0, 7]
+    assert first.ended.wait(30) and second.ended.wait(30)
+
+
+def test_what_is_held_waits_for_what_is_begun(slow: MakeSlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PATIENCE", 60.0)
+    run = Holding(2, [slow(), slow()])
+    run.workers.submit(run.job)
+    run.works[1].end()
+    run.works[0].end()
+    assert sorted(run.group()) == [0, 1]
+    assert run.ended.wait(30)
+
+
+def test_what_is_held_does_not_wait_long_for_what_is_begun(slow: MakeSlow) -> None:
+    run = Holding(2, [slow(), slow()])
+    run.workers.submit(run.job)
+    run.works[0].end()
+    assert run.group() == [0]
+    assert not run.ended.is_set()
+    run.works[1].end()
+    assert run.group() == [1]
+    assert run.ended.wait(30)
+
+
+def test_workers_share_a_batch() -> None:
+    run = Holding(2 * HELD, workers=2)
+    both = threading.Barrier(2)
+    together = run.together
+
+    def meet(positions: list[int]) -> None:
+        both.wait(30)
+        together(positions)
+
+    run.together = meet  # type: ignore[method-assign]
+    run.workers.submit(run.job)
+    # Neither has all of it: each waits for the other before its first group is done.
+    assert sorted(run.group() + run.group()) == list(range(2 * HELD))
+    assert run.ended.wait(30)
+
+
+def test_a_cancelled_job_ends_when_what_is_held_is_finished(slow: MakeSlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PATIENCE", 60.0)
+    run = Holding(5, [slow() for _ in range(5)])
+    run.workers.submit(run.job)
+    run.works[0].end()
+    assert [run.began.get(timeout=30) for _ in range(3)] == [0, 1, 2]
+    run.job.cancel()
+    run.workers.stop()
+    for work in run.works[1:]:
+        work.end()
+    assert sorted(run.group()) == [0, 1, 2]
+    assert run.ended.wait(30)
+    assert run.began.empty()
+
+
+def test_a_worker_whose_items_take_long_together_is_stuck() -> None:
+    run = Holding(1)
+    entered, release = threading.Event(), threading.Event()
+
+    def hang(positions: list[int]) -> None:
+        entered.set()
+        assert release.wait(30)
+
+    run.together = hang  # type: ignore[method-assign]
+    run.workers.submit(run.job)
+    assert entered.wait(30)
+    assert run.workers.stuck(seconds=-1.0) == 1
+    release.set()
+    assert run.ended.wait(30)
+    assert run.workers.stuck(seconds=-1.0) == 0
+
+
+def test_what_was_held_may_be_begun_or_held_again(slow: MakeSlow) -> None:
+    work = slow()
+    run = Holding(0)
+    last = Held(2, run.groups.put, run.shares.append)
+    chain = Held(1, run.groups.put, lambda share: Begun(work, lambda: last))
+    run.job = Job(1, lambda _: chain, time.monotonic() + 60, run.ended.set)
+    run.workers.submit(run.job)
+    assert run.groups.get(timeout=30) == [1]
+    assert not run.ended.is_set()
+    work.end()
+    assert run.groups.get(timeout=30) == [2]
+    assert run.ended.wait(30)
+    assert finished(chain) is None
+    assert [run.groups.get(timeout=30) for _ in range(2)] == [[1], [2]]

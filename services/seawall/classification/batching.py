@@ -1,8 +1,7 @@
-"""Puts inputs that wait together into one inference; an input that finds the model idle goes alone and at once.
+"""Puts what several threads bring into one inference; what finds the model idle goes alone and at once.
 
-There is no thread of its own and no timer: a thread whose input arrives while a run may start leads it; the others
-sleep until their result is there, or until it is their turn to lead a run with whatever waits then. So batches grow
-with the load and are of one when there is none.
+There is no thread of its own and no timer: a thread that comes while a run may start leads it; the others sleep until
+their rows are there, or until it is their turn to lead a run with whatever waits then. So batches grow with the load.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from seawall.classification.preprocess import Input
 from seawall.core.errors import Poison
 
-Input = NDArray[np.float32]
 #: A model's probabilities for one input, one a class.
 Row = Sequence[float]
 
@@ -25,7 +23,7 @@ class Batcher:
     """Calls ``run`` with batches. Safe for threads.
 
     Args:
-        run: n inputs to n rows; a Poison is one input's fault, and is brought home to that input alone.
+        run: n inputs to n rows; a Poison is one input's fault, and is brought home to the thread that brought it.
         size: inputs of one batch, at most.
         runs: batches on their way at a time, at most.
         wait: seconds that a batch that is not full waits for more.
@@ -40,18 +38,18 @@ class Batcher:
         self._arrived = threading.Condition(self._lock)
         self._waiting: deque[_Entry] = deque()
 
-    def __call__(self, tensor: Input) -> Row:
-        """One input's row.
+    def __call__(self, inputs: Input) -> Sequence[Row]:
+        """A row for each input.
 
         Args:
-            tensor: 1 x the model's input shape.
+            inputs: at most ``size`` of them, contiguous.
 
         Raises:
-            Poison: as ``run``, for this input alone.
+            Poison: as ``run``, of one of these inputs.
         """
         if self._size == 1:
-            return self._run(tensor)[0]
-        entry = _Entry(tensor)
+            return self._run(inputs)
+        entry = _Entry(inputs)
         with self._lock:
             lead = self._free > 0
             if lead:
@@ -65,14 +63,17 @@ class Batcher:
             self._lead(entry)
         if entry.error is not None:
             raise entry.error
-        return entry.row
+        return entry.rows
 
     def _lead(self, own: _Entry) -> None:
         """Run one batch, ``own`` and what waits, then let the first of those that came meanwhile lead."""
+        room = self._size - len(own.inputs)
         with self._lock:
             if self._wait:
-                self._arrived.wait_for(lambda: len(self._waiting) >= self._size - 1, self._wait)
-            others = [self._waiting.popleft() for _ in range(min(self._size - 1, len(self._waiting)))]
+                self._arrived.wait_for(lambda: self._waiting_inputs() >= room, self._wait)
+            others = []
+            while self._waiting and (room := room - len(self._waiting[0].inputs)) >= 0:
+                others.append(self._waiting.popleft())
         self._answer([own, *others])
         for entry in others:
             entry.settled.set()
@@ -84,17 +85,22 @@ class Batcher:
             else:
                 self._free += 1
 
+    def _waiting_inputs(self) -> int:
+        return sum(len(entry.inputs) for entry in self._waiting)
+
     def _answer(self, batch: list[_Entry]) -> None:
         """Give every entry its row or its error. Never raises: the others wait for it."""
         try:
-            rows = self._run(np.concatenate([entry.tensor for entry in batch]) if len(batch) > 1 else batch[0].tensor)
-            for entry, row in zip(batch, rows, strict=True):
-                entry.row = row
+            inputs = batch[0].inputs if len(batch) == 1 else np.concatenate([entry.inputs for entry in batch])
+            rows = self._run(inputs)
+            for entry in batch:
+                count = len(entry.inputs)
+                entry.rows, rows = rows[:count], rows[count:]
         except Poison as error:
             if len(batch) == 1:
                 batch[0].error = error
                 return
-            # One input may have spoilt the run for all: each alone, so that only that one errs.
+            # One may have spoilt the run for all: each alone, so that only that one errs.
             for entry in batch:
                 self._answer([entry])
         except BaseException as error:
@@ -103,12 +109,12 @@ class Batcher:
 
 
 class _Entry:
-    __slots__ = ("error", "leads", "row", "settled", "tensor")
+    __slots__ = ("error", "inputs", "leads", "rows", "settled")
 
-    def __init__(self, tensor: Input) -> None:
-        self.tensor = tensor
+    def __init__(self, inputs: Input) -> None:
+        self.inputs = inputs
         self.settled = threading.Event()
         #: Set before ``settled`` when the thread that waits is to lead instead of having its result.
         self.leads = False
         self.error: BaseException | None = None
-        self.row: Row = ()
+        self.rows: Sequence[Row] = ()

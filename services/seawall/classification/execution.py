@@ -9,6 +9,7 @@ from pydantic import Field
 
 from seawall.core.errors import Fatal
 from seawall.runtime.settings import Group
+from seawall.runtime.workers import HELD
 
 Provider = Literal["cpu", "cuda", "tensorrt", "openvino"]
 
@@ -19,7 +20,8 @@ _PROVIDERS: Final[dict[str, tuple[str, str]]] = {
     "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
     "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
 }
-#: Pictures of one inference where one is not as fast as many.
+#: Pictures of one inference, at most: on a CPU what one thread holds, elsewhere what several bring.
+_CPU_BATCH: Final = HELD
 _ACCELERATOR_BATCH: Final = 32
 
 
@@ -33,8 +35,8 @@ class ExecutionSettings(Group):
     # Threads of one inference. The workers are as many as the CPUs of the container's quota, each with an inference of
     # its own: more threads make a lone call faster and cost up to 40 % more CPU for each picture.
     intra_op_threads: int = Field(default=1, ge=1, le=256)
-    # Pictures of one inference, at most. 0: 1 on a CPU, where many together are hardly faster, 32 elsewhere. Only what
-    # waits while a run is on its way is put together: an idle service answers one picture at once.
+    # Pictures of one inference, at most. 0: 4 on a CPU, 32 elsewhere. Only what is there already is put together: an
+    # idle service answers one picture at once.
     max_batch: int = Field(default=0, ge=0, le=1024)
     # How long a batch that is not full waits for more. 0: not at all; batches grow with the load all the same.
     batch_wait_seconds: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
@@ -42,7 +44,7 @@ class ExecutionSettings(Group):
     @property
     def batch(self) -> int:
         """Pictures of one inference, at most."""
-        return self.max_batch or (1 if self.provider == "cpu" else _ACCELERATOR_BATCH)
+        return self.max_batch or (_CPU_BATCH if self.provider == "cpu" else _ACCELERATOR_BATCH)
 
     def runs(self, workers: int) -> int:
         """Inferences at a time: on a CPU each worker runs its own, an accelerator takes one after the other."""

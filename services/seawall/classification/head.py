@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping, Sequence
 
 from seawall.classification import labels
-from seawall.classification.batching import Batcher
+from seawall.classification.batching import Batcher, Row
 from seawall.classification.drift import ScoreWatch
 from seawall.classification.execution import ExecutionSettings
 from seawall.classification.model import CPU, Model
-from seawall.classification.preprocess import preprocessor
+from seawall.classification.preprocess import Pixels, preprocessor
 from seawall.core.errors import Fatal, Poison
 from seawall.runtime.decoding import decode_rgb
 from seawall.runtime.model_card import ImageClassificationCard
 from seawall.runtime.model_pack import ModelPack
 
-#: What one frame became for each preprocessor so far, so that models with the same input share it.
-Prepared = MutableMapping[Any, NDArray[np.float32]]
 #: Scores that one index of drift is made of.
 DRIFT_WINDOW = 2_000
 
@@ -50,8 +44,9 @@ class Head:
             label.name: ScoreWatch(self.model_name, label.name, label.reference, drift_window)
             for label in pack.card.labels
         }
-        size = execution.batch if self._model.batchable else 1
-        self._infer = Batcher(self._model.run, size, execution.runs(workers), execution.batch_wait_seconds)
+        self._size = execution.batch if self._model.batchable else 1
+        #: One inference: a row of probabilities for each input, at most as many as the model may be given at once.
+        self.run = Batcher(self._model.run, self._size, execution.runs(workers), execution.batch_wait_seconds)
 
     @property
     def min_side(self) -> int:
@@ -63,22 +58,23 @@ class Head:
         """The labels it scores."""
         return tuple(label.name for label in self.card.labels)
 
-    def score(self, rgb: NDArray[np.uint8], prepared: Prepared | None = None) -> Mapping[str, float]:
-        """Calibrated scores, 0 to 1, by label.
+    def score(self, rgb: Pixels) -> Mapping[str, float]:
+        """Calibrated scores of one picture, 0 to 1, by label.
 
         Args:
             rgb: height x width x 3.
-            prepared: of this picture; what is missing is added.
 
         Raises:
             Poison: as ``Model.run``.
         """
-        tensor = None if prepared is None else prepared.get(self.preprocessor)
-        if tensor is None:
-            tensor = self.preprocessor(rgb)
-            if prepared is not None:
-                prepared[self.preprocessor] = tensor
-        return labels.scores(self.card.labels, self._infer(tensor))
+        return self.scores([self.preprocessor.pixels(rgb)])[0]
+
+    def scores(self, pixels: Sequence[Pixels]) -> list[Mapping[str, float]]:
+        """`score`, of pictures as ``preprocessor.pixels`` gives them: as few inferences as the model allows."""
+        rows: list[Row] = []
+        for start in range(0, len(pixels), self._size):
+            rows += self.run(self.preprocessor.inputs(pixels[start : start + self._size]))
+        return [labels.scores(self.card.labels, row) for row in rows]
 
     def prove(self, min_side: int) -> None:
         """Reproduce the card's examples, decoded as the service decodes.

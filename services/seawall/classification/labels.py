@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from seawall.api.signal.v1 import signal_pb2
 from seawall.runtime.model_card import Label, LogisticCalibration
 
 # Keeps the logit of 0 and 1 finite; far below what a calibration can tell apart.
 _EPSILON = 1e-12
-
-
-class ScoredFrame(NamedTuple):
-    """A decoded frame on its way through the models, with the inputs that were made of it."""
-
-    number: int
-    pixels: NDArray[np.uint8]
-    prepared: MutableMapping[Any, NDArray[np.float32]]
-
-
-class Classifier(Protocol):
-    """Scores one picture: `head.Head`."""
-
-    @property
-    def model_name(self) -> str: ...
-    def score(
-        self, rgb: NDArray[np.uint8], prepared: MutableMapping[Any, NDArray[np.float32]]
-    ) -> Mapping[str, float]: ...
 
 
 class LabelScores(Protocol):
@@ -53,20 +32,20 @@ def scores(labels: Sequence[Label], row: Sequence[float]) -> Mapping[str, float]
 class Highest:
     """Per label the highest score of all frames, and the first frame that has it: one bad frame spoils an animation."""
 
-    def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
         self._found: dict[str, tuple[float, int]] = {}
 
-    def see(self, frame: ScoredFrame) -> None:
-        """Score a frame. Raises what the classifier raises."""
-        for name, score in self._classifier.score(frame.pixels, frame.prepared).items():
+    def see(self, number: int, scores: Mapping[str, float]) -> None:
+        """The scores of a frame, by label."""
+        for name, score in scores.items():
             if name not in self._found or score > self._found[name][0]:
-                self._found[name] = (score, frame.number)
+                self._found[name] = (score, number)
 
     def add_to(self, labels: LabelScores) -> None:
         """Add what was found."""
         for name, (score, number) in self._found.items():
-            labels.add(label=name, score=score, frame=number, model=self._classifier.model_name)
+            labels.add(label=name, score=score, frame=number, model=self._model_name)
 
 
 def _calibrate(label: Label, probability: float) -> float:

@@ -28,6 +28,11 @@ class Plan(NamedTuple):
     #: SHA-256 over the packs' digests and their roles: what a result rests on.
     digest: bytes
 
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """All of them."""
+        return (*self.deciding, *self.shadows)
+
 
 class _Share(NamedTuple):
     head: Head

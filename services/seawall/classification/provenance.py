@@ -31,7 +31,7 @@ _VALID: Final = frozenset({"Valid", "Trusted"})
 
 
 class Provenance:
-    """Adds the labels to a result. Safe for threads.
+    """Reads the labels. Safe for threads.
 
     Args:
         anchors: PEM file of certificates whose holders' signatures are trusted; None trusts nobody.
@@ -58,10 +58,12 @@ class Provenance:
         except c2pa.C2paError as error:
             raise Fatal("BAD_SETTINGS", "provenance_anchors: no certificates that c2pa accepts") from error
 
-    def __call__(self, data: bytes, result: signal_pb2.ItemResult) -> None:
-        """Read the file's manifest and add its labels. Never raises for what the file holds."""
-        for label, value in self.labels(data).items():
-            result.labels.add(label=label, score=float(value), model=self._model)
+    def __call__(self, data: bytes) -> list[signal_pb2.LabelScore]:
+        """The labels of a file's manifest. Never raises for what the file holds."""
+        return [
+            signal_pb2.LabelScore(label=label, score=float(value), model=self._model)
+            for label, value in self.labels(data).items()
+        ]
 
     def labels(self, data: bytes) -> dict[str, bool]:
         """The labels of a file."""

@@ -1,8 +1,8 @@
-"""One media item through every classifier: read, decode once, score the frames, keep each label's highest score."""
+"""One media item through every classifier: read, decoded once, prepared, scored beside others, kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -10,10 +10,11 @@ from typing import Protocol
 from seawall.api.classification.v1 import classification_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.classification import lineup as lineups
+from seawall.classification import pictures
 from seawall.classification import rollout as rollouts
 from seawall.classification.head import Head
-from seawall.classification.labels import Highest, ScoredFrame
 from seawall.classification.lineup import Lineup, LoadOptions, Plan
+from seawall.classification.pictures import Picture, prepare
 from seawall.classification.provenance import Provenance
 from seawall.classification.reload import Reloader
 from seawall.classification.rollout import Rollout
@@ -24,7 +25,7 @@ from seawall.runtime.content import ContentStore
 from seawall.runtime.decoding import Decoder, Decoding, Frame, Unscannable
 from seawall.runtime.decoding.isolated import make_decoder
 from seawall.runtime.result_cache import ResultCache
-from seawall.runtime.workers import Begun
+from seawall.runtime.workers import Begun, Held, finished
 
 OK = signal_pb2.ITEM_STATUS_OK
 _HIT, _MISS = {metrics.CACHE_RESULT: "hit"}, {metrics.CACHE_RESULT: "miss"}
@@ -52,7 +53,7 @@ class Scorer:
     Args:
         lineup: the models, proven already.
         trials: runs models on trial; None where there never are any.
-        provenance: adds labels read from a file that could be decoded.
+        provenance: reads further labels from a file that could be decoded.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Scorer:
         *,
         cache_size: int = 0,
         trials: Trials | None = None,
-        provenance: Callable[[bytes, signal_pb2.ItemResult], None] | None = None,
+        provenance: Callable[[bytes], Sequence[signal_pb2.LabelScore]] | None = None,
     ) -> None:
         self._lineup = lineup
         self._content = content
@@ -78,41 +79,38 @@ class Scorer:
         Raises:
             Poison, Retryable: the content cannot be had, or a classifier gave no usable answer. Never a default score.
         """
-        begun = self.begin(item)
-        return begun if isinstance(begun, signal_pb2.ItemResult) else begun.finish()
+        result: signal_pb2.ItemResult = finished(self.begin(item))
+        return result
 
     def begin(self, item: classification_pb2.ClassifyItem) -> signal_pb2.ItemResult | Begun:
-        """`score`, while decoding goes on elsewhere."""
+        """`score`, while decoding goes on elsewhere, and the models work on several at once."""
         # Always read, whatever is cached: the reference must be allowed, and the bytes be those it names.
         data = self._content.get(item.content)
         lineup = self._lineup
         plan = lineup.plan(item.generation_id)
         declared = item.content.media_type
         key = (item.content.sha256, declared, plan.digest, lineup.min_side)
-
-        def decode() -> Decoding[Frame]:
-            return self._decode(data, min_side=lineup.min_side, declared=declared)
-
-        def result(decode: Callable[[], Decoding[Frame]]) -> signal_pb2.ItemResult:
-            found, known = self._cache.get(key, lambda: self._measure(data, plan, decode), _to_keep)
-            metrics.RESULT_CACHE.add(1, _HIT if known else _MISS)
-            if found.status == OK:
-                _watch(plan, found)
+        if found := self._known(plan, key):
             return found
-
-        if self._cache.known(key):
-            return result(decode)
         try:
-            decoding = decode()
+            decoding = self._decode(data, min_side=lineup.min_side, declared=declared)
         except Unscannable as error:
             return _unscannable(error)
 
-        def finish() -> signal_pb2.ItemResult:
-            # Closed also when a model fails: the decoder's slot must not wait for the garbage collector.
+        def decoded() -> signal_pb2.ItemResult | Held:
+            # Closed also when a frame fails: the decoder's slot must not wait for the garbage collector.
             with closing(decoding):
-                return result(lambda: decoding)
+                if found := self._known(plan, key):
+                    return found
+                try:
+                    picture = Picture(plan, key, [prepare(frame, plan) for frame in decoding])
+                except Unscannable as error:
+                    return _unscannable(error)
+            # Now: the file's bytes are not to be held.
+            origin = self._provenance(data) if self._provenance is not None else ()
+            return Held(picture, self._together, lambda _: self._result(picture, origin))
 
-        return Begun(decoding, finish)
+        return Begun(decoding, decoded)
 
     def swap(self, lineup: Lineup) -> None:
         """From now on, items meet these models; those on their way end with the ones they began with."""
@@ -122,26 +120,37 @@ class Scorer:
         """The classifiers, those on trial included, by their packs' digests."""
         return self._lineup.artefacts
 
-    def _measure(self, data: bytes, plan: Plan, decode: Callable[[], Decoding[Frame]]) -> signal_pb2.ItemResult:
-        highest = [Highest(head) for head in plan.deciding]
-        kept: list[ScoredFrame] = []
-        try:
-            with closing(decode()) as frames:
-                for frame in frames:
-                    scored = ScoredFrame(frame.number, frame.pixels, {})
-                    for one in highest:
-                        one.see(scored)
-                    if plan.shadows:
-                        kept.append(scored._replace(pixels=frame.pixels.copy()))
-        except Unscannable as error:
-            return _unscannable(error)
+    def _known(self, plan: Plan, key: Hashable) -> signal_pb2.ItemResult | None:
+        found = self._cache.find(key)
+        if found is not None:
+            metrics.RESULT_CACHE.add(1, _HIT)
+            _watch(plan, found)
+        return found
+
+    def _together(self, held: Sequence[Picture]) -> None:
+        """Score those that need it: the same picture may be here twice, or be scored by another thread since."""
+        unlike: dict[Hashable, Picture] = {}
+        for picture in held:
+            if self._cache.find(picture.key) is None:
+                unlike.setdefault(picture.key if self._cache.size else picture, picture)
+        pictures.score([*unlike.values()])
+
+    def _result(self, picture: Picture, origin: Sequence[signal_pb2.LabelScore]) -> signal_pb2.ItemResult:
+        plan = picture.plan
+        if found := self._known(plan, picture.key):
+            return found
+        if not picture.seen:
+            # What stood for it could not be kept.
+            pictures.score([picture])
         result = signal_pb2.ItemResult(status=OK)
-        for one in highest:
-            one.add_to(result.labels)
-        if self._provenance is not None:
-            self._provenance(data, result)
+        picture.add_to(result.labels)
+        result.labels.extend(origin)
         if plan.shadows and self._trials is not None:
-            result.shadows.extend(self._trials(plan.shadows, kept))
+            result.shadows.extend(self._trials(plan.shadows, picture.frames))
+        if _to_keep(result):
+            self._cache.keep(picture.key, result)
+        metrics.RESULT_CACHE.add(1, _MISS)
+        _watch(plan, result)
         return result
 
 
@@ -206,12 +215,12 @@ def _unscannable(error: Unscannable) -> signal_pb2.ItemResult:
 
 def _to_keep(result: signal_pb2.ItemResult) -> bool:
     # A trial that found no thread free may well succeed next time.
-    return result.status == OK and not any(shadow.reason for shadow in result.shadows)
+    return not any(shadow.reason for shadow in result.shadows)
 
 
 def _watch(plan: Plan, result: signal_pb2.ItemResult) -> None:
     """Tell each model's watches what it said."""
-    heads = {head.model_name: head for head in (*plan.deciding, *plan.shadows)}
+    heads = {head.model_name: head for head in plan.heads}
     for scores in (result.labels, *(shadow.labels for shadow in result.shadows)):
         for score in scores:
             if head := heads.get(score.model):

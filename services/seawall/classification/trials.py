@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from seawall.api.signal.v1 import signal_pb2
 from seawall.classification.head import Head
-from seawall.classification.labels import Highest, ScoredFrame
+from seawall.classification.labels import Highest
+from seawall.classification.pictures import PreparedFrame
 from seawall.core.errors import SeawallError
 from seawall.runtime.logging import get_logger
 from seawall.runtime.workers import Job, Workers
@@ -35,7 +36,7 @@ class Trials:
         self._patience = patience
         self._free = threading.BoundedSemaphore(threads)
 
-    def __call__(self, heads: Sequence[Head], frames: Sequence[ScoredFrame]) -> list[signal_pb2.ShadowScores]:
+    def __call__(self, heads: Sequence[Head], frames: Sequence[PreparedFrame]) -> list[signal_pb2.ShadowScores]:
         """What each model says of the frames, in order; with a reason where it says nothing."""
         said = {head.model_name: signal_pb2.ShadowScores(model=head.model_name, reason=TIMEOUT) for head in heads}
         if not self._free.acquire(blocking=False):
@@ -66,12 +67,13 @@ class Trials:
         self._workers.stop()
 
 
-def _score(head: Head, frames: Sequence[ScoredFrame]) -> signal_pb2.ShadowScores:
+def _score(head: Head, frames: Sequence[PreparedFrame]) -> signal_pb2.ShadowScores:
     shadow = signal_pb2.ShadowScores(model=head.model_name)
     try:
-        highest = Highest(head)
-        for frame in frames:
-            highest.see(frame)
+        highest = Highest(head.model_name)
+        found = head.scores([frame.pixels[head.preprocessor] for frame in frames])
+        for frame, scores in zip(frames, found, strict=True):
+            highest.see(frame.number, scores)
         highest.add_to(shadow.labels)
     except SeawallError as error:
         shadow = signal_pb2.ShadowScores(model=head.model_name, reason=error.reason)

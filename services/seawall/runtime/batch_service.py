@@ -21,7 +21,7 @@ from seawall.core.errors import Fatal, SeawallError
 from seawall.runtime import metrics, telemetry
 from seawall.runtime.logging import get_logger
 from seawall.runtime.settings import RpcServerSettings
-from seawall.runtime.workers import Begun, Job, Workers
+from seawall.runtime.workers import Begun, Held, Job, Unfinished, Workers
 
 OK, ERROR = signal_pb2.ITEM_STATUS_OK, signal_pb2.ITEM_STATUS_ERROR
 
@@ -48,8 +48,8 @@ class Scorer(Protocol):
         """
         ...
 
-    # Optional: ``begin(item) -> ItemResult | Begun``, as `score`, for items that are worked on in another process; what
-    # `Begun.finish` gives and raises is as of `score`.
+    # Optional: ``begin(item) -> ItemResult | Unfinished``, as `score`, for items that are worked on in another process,
+    # or several at once; what their ``finish`` gives and raises is as of ``begin``.
     # Optional: ``unready() -> str``, why nothing can be scored now; the service is NOT_SERVING as long as it says so.
 
     def artefacts(self) -> Sequence[signal_pb2.Artefact]:
@@ -302,7 +302,7 @@ class _Batch:
     def __init__(self, request: Any, scorer: Scorer, response_type: type[Any], instance: str, trace_id: str) -> None:
         self._items = request.items
         self._scorer = scorer
-        self._score: Callable[[Any], signal_pb2.ItemResult | Begun] = getattr(scorer, "begin", scorer.score)
+        self._score: Callable[[Any], signal_pb2.ItemResult | Unfinished] = getattr(scorer, "begin", scorer.score)
         self._response_type = response_type
         self._instance = instance
         self._trace_id = trace_id
@@ -313,19 +313,25 @@ class _Batch:
         self._told = False
         self.fatal: Fatal | None = None
 
-    def begin(self, position: int) -> Begun | None:
+    def begin(self, position: int) -> Unfinished | None:
         """Score the item at ``position``, or begin to. Never raises, nor does what is given."""
         item = self._items[position]
         return self._try(position, lambda: self._score(item), 0)
 
-    def _try(self, position: int, work: Callable[[], signal_pb2.ItemResult | Begun], nanos: int) -> Begun | None:
+    def _try(
+        self, position: int, work: Callable[[], signal_pb2.ItemResult | Unfinished], nanos: int
+    ) -> Unfinished | None:
         """Do some of the item's work, on which so many nanoseconds have been spent before."""
         start = time.perf_counter_ns() - nanos
         try:
             result = work()
+            spent = time.perf_counter_ns() - start
             if isinstance(result, Begun):
-                finish, spent = result.finish, time.perf_counter_ns() - start
-                return Begun(result.work, lambda: self._try(position, finish, spent))
+                finish = result.finish
+                return result._replace(finish=lambda: self._try(position, finish, spent))
+            if isinstance(result, Held):
+                rest = result.finish
+                return result._replace(finish=lambda share: self._try(position, lambda: rest(share), spent + share))
             fault = _fault(result)
             if fault:
                 result = _error(fault)

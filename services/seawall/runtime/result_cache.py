@@ -21,7 +21,7 @@ class ResultCache(Generic[Result]):
     """
 
     def __init__(self, size: int, patience: float = 5.0) -> None:
-        self._size = size
+        self.size = size
         self._patience = patience
         self._lock = threading.Lock()
         self._results: OrderedDict[Hashable, Result] = OrderedDict()
@@ -34,14 +34,13 @@ class ResultCache(Generic[Result]):
             work: makes it. What it raises is raised here, and nothing is kept.
             keep: whether a result may be given again.
         """
-        if not self._size:
+        if not self.size:
             return work(), False
         mine = threading.Event()
         until = time.monotonic() + self._patience
         while True:
             with self._lock:
-                if (found := self._results.get(key)) is not None:
-                    self._results.move_to_end(key)
+                if (found := self._find(key)) is not None:
                     return found, True
                 theirs = self._working.setdefault(key, mine)
             if theirs is mine:
@@ -51,20 +50,33 @@ class ResultCache(Generic[Result]):
         try:
             result = work()
             if keep(result):
-                with self._lock:
-                    self._results[key] = result
-                    while len(self._results) > self._size:
-                        self._results.popitem(last=False)
+                self.keep(key, result)
             return result, False
         finally:
             with self._lock:
                 del self._working[key]
             mine.set()
 
-    def known(self, key: Hashable) -> bool:
-        """Whether `get` would find the result, or a thread that makes it."""
+    def find(self, key: Hashable) -> Result | None:
+        """The result for ``key``, if it is there."""
         with self._lock:
-            return key in self._results or key in self._working
+            return self._find(key)
+
+    def keep(self, key: Hashable, result: Result) -> None:
+        """Have ``result`` found from now on."""
+        if not self.size:
+            return
+        with self._lock:
+            self._results[key] = result
+            self._results.move_to_end(key)
+            while len(self._results) > self.size:
+                self._results.popitem(last=False)
+
+    def _find(self, key: Hashable) -> Result | None:
+        found = self._results.get(key)
+        if found is not None:
+            self._results.move_to_end(key)
+        return found
 
     def __len__(self) -> int:
         return len(self._results)

@@ -7,6 +7,10 @@ the next item.
 An item may be *begun*, with another process working on it, and finished later. A thread begins the next item before it
 finishes one, whichever can be finished first: it hardly ever sleeps while there is work, nor does the other process,
 and an item that takes long elsewhere holds up no other.
+
+An item may also be *held*, because what is left of it costs less together with others': a thread that holds one
+finishes what it has begun, and works on all that it holds when that is all, or enough, or would take long. Nothing
+waits for an item that is not there yet.
 """
 
 from __future__ import annotations
@@ -23,6 +27,12 @@ from typing import Any, Final, NamedTuple, Protocol
 #: Items that one thread has begun and not finished, at most: one to finish, and one ahead. With more, a thread would
 #: hold what another has time for.
 BEGUN: Final = 2
+#: Items that one thread holds, at most. An inference of four pictures costs 8 % less than four of one, of eight hardly
+#: less than that, and the first of them waits for the last.
+HELD: Final = 4
+#: How long what is held waits for the next of the items that are begun (seconds): twice what a photograph takes to
+#: decode. For one that takes longer the others would wait for longer than they gain.
+PATIENCE: Final = 0.002
 
 
 class Elsewhere(Protocol):
@@ -46,8 +56,33 @@ class Begun(NamedTuple):
     """An item whose work goes on elsewhere."""
 
     work: Elsewhere
-    #: Waits for it if need be and does the rest. Must be called, whatever has become of the item.
+    #: Waits for it if need be and does the rest, or what comes next. Must be called, whatever has become of the item.
     finish: Callable[[], Any]
+
+
+class Held(NamedTuple):
+    """An item of which something is left that is better done for several at once."""
+
+    work: Any
+    #: Does it, for the ``work`` of every item held. It must not raise.
+    together: Callable[[list[Any]], object]
+    #: Does the rest, called with the item's share of the time that ``together`` took (nanoseconds).
+    finish: Callable[[int], Any]
+
+
+#: An item that is not done yet.
+Unfinished = Begun | Held
+
+
+def finished(item: Any) -> Any:
+    """What comes of an item, alone and in this thread."""
+    while isinstance(item, Unfinished):
+        if isinstance(item, Held):
+            item.together([item.work])
+            item = item.finish(0)
+        else:
+            item = item.finish()
+    return item
 
 
 class Job:
@@ -55,8 +90,8 @@ class Job:
 
     Args:
         count: how many items there are.
-        work: called with each item's position: does its work, or begins it. It must not raise, nor may
-            `Begun.finish`.
+        work: called with each item's position: does its work, or begins it. It must not raise, nor may what finishes
+            it; that gives None, or what is still to be finished.
         deadline: monotonic instant (seconds) after which no further item is begun.
         done: called once, by a worker, when no worker is on this job any more and none will be.
     """
@@ -64,7 +99,7 @@ class Job:
     __slots__ = ("_cancelled", "_done", "_held", "_lock", "_next", "_work", "count", "deadline", "started")
 
     def __init__(
-        self, count: int, work: Callable[[int], Begun | None], deadline: float, done: Callable[[], None]
+        self, count: int, work: Callable[[int], Unfinished | None], deadline: float, done: Callable[[], None]
     ) -> None:
         self.count = count
         self.deadline = deadline
@@ -91,7 +126,7 @@ class Job:
             self.started = now
         return position
 
-    def begin(self, position: int) -> Begun | None:
+    def begin(self, position: int) -> Unfinished | None:
         """Do the item's work, or begin it."""
         return self._work(position)
 
@@ -154,11 +189,10 @@ class Workers:
 
     def _run(self, index: int) -> None:
         bell = _Bell()
-        begun: deque[tuple[Job, Begun]] = deque()
+        mine = _Items()
         job: Job | None = None
         while True:
-            room = len(begun) < BEGUN
-            if room and (job := job or self._next_job()):
+            if mine.room and (job := job or self._next_job()):
                 now = self._began[index] = time.monotonic()
                 position = job.take(now)
                 if position is None:
@@ -166,35 +200,35 @@ class Workers:
                     job = None
                 elif item := job.begin(position):
                     job.hold()
-                    begun.append((job, item))
-                self._began[index] = 0.0
-                continue
-            if not begun and self._stopped:
+                    mine.put(job, item)
+            elif mine.together:
+                self._began[index] = time.monotonic()
+                mine.finish_held()
+            elif self._stopped and not mine.begun:
                 bell.close()
                 return
-            if (place := self._wait(begun, bell if room else None)) is not None:
+            elif (place := self._wait(mine, bell)) is not None:
                 self._began[index] = time.monotonic()
-                owner, item = begun[place]
-                del begun[place]
-                item.finish()
-                owner.release()
-                self._began[index] = 0.0
+                mine.finish_begun(place)
+            self._began[index] = 0.0
 
     def _next_job(self) -> Job | None:
         with self._lock:
             return self._queue.popleft() if self._queue else None
 
-    def _wait(self, begun: deque[tuple[Job, Begun]], bell: _Bell | None) -> int | None:
-        """Sleep until one of ``begun`` can be finished, and say which, or, with ``bell``, until there may be a job."""
-        if bell is None:
-            return _ready(begun, None)
+    def _wait(self, mine: _Items, bell: _Bell) -> int | None:
+        """Sleep until one of those begun can be finished, and say which, or until there may be something else to do."""
+        begun = mine.begun
+        if not mine.room:
+            return _ready(begun, mine.patience)
         if begun and (place := _ready(begun, 0)) is not None:
             return place
         with self._lock:
             if self._queue or (self._stopped and not begun):
                 return None
-            self._asleep.append(bell)
-        place = _ready(begun, None, bell)
+            # Whoever has nothing to do is woken before those that wait.
+            self._asleep.insert(len(self._asleep) if begun else 0, bell)
+        place = _ready(begun, mine.patience, bell)
         with self._lock:
             if bell in self._asleep:
                 self._asleep.remove(bell)
@@ -202,6 +236,61 @@ class Workers:
         # Whoever took it from the list rings it.
         bell.hear()
         return place
+
+
+class _Items:
+    """What one thread has in hand."""
+
+    def __init__(self) -> None:
+        self.begun: deque[tuple[Job, Begun]] = deque()
+        self._held: list[tuple[Job, Held]] = []
+        #: Monotonic instant until which what is held waits for more.
+        self._until = 0.0
+
+    @property
+    def room(self) -> bool:
+        """Whether another item may be begun."""
+        return len(self.begun) < BEGUN and len(self.begun) + len(self._held) < HELD
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds to wait for one of those begun; None: as long as it takes."""
+        return max(self._until - time.monotonic(), 0.0) if self._held else None
+
+    @property
+    def together(self) -> bool:
+        """Whether to work on what is held now."""
+        held = self._held
+        return bool(held) and (not self.begun or len(held) == HELD or self._until <= time.monotonic())
+
+    def put(self, job: Job, item: Unfinished) -> None:
+        """An item that is not done yet, for which the job is held."""
+        if isinstance(item, Held):
+            self._held.append((job, item))
+            self._until = time.monotonic() + PATIENCE
+        else:
+            self.begun.append((job, item))
+
+    def finish_begun(self, place: int) -> None:
+        """Finish one, or bring it to where it is held."""
+        job, item = self.begun[place]
+        del self.begun[place]
+        self._went_on(job, item.finish())
+
+    def finish_held(self) -> None:
+        """Do what is left of all that are held."""
+        held, self._held = self._held, []
+        start = time.perf_counter_ns()
+        held[0][1].together([item.work for _, item in held])
+        share = (time.perf_counter_ns() - start) // len(held)
+        for job, item in held:
+            self._went_on(job, item.finish(share))
+
+    def _went_on(self, job: Job, item: Unfinished | None) -> None:
+        if item is None:
+            job.release()
+        else:
+            self.put(job, item)
 
 
 class _Bell:

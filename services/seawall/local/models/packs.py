@@ -179,9 +179,8 @@ def measure(folder: Path, seconds: float) -> tuple[Head, Measured]:
     head = _head(folder)
     picture = decode_rgb(head.pack.read(head.card.examples[0].file), min_side=head.min_side)
     whole = _per_call(lambda: head.score(picture), seconds / 2)
-    prepared: dict[Any, NDArray[np.float32]] = {}
-    head.score(picture, prepared)
-    inference = _per_call(lambda: head.score(picture, prepared), seconds / 2)
+    prepared = head.preprocessor(picture)
+    inference = _per_call(lambda: head.run(prepared), seconds / 2)
     memory = _resident_mb() - before
     return head, Measured(inference[0], max(whole[0] - inference[0], 0.0), memory, whole[1] + inference[1])
 
@@ -311,10 +310,10 @@ def _by_label(card: ImageClassificationCard, scores: Sequence[tuple[Any, Any]]) 
 
 
 def _rate(head: Head, picture: Pixels, runs: int = 20) -> float:
-    prepared: dict[Any, NDArray[np.float32]] = {}
+    prepared = head.preprocessor(picture)
     for _ in range(3):
-        head.score(picture, prepared)
+        head.run(prepared)
     began = time.thread_time()
     for _ in range(runs):
-        head.score(picture, prepared)
+        head.run(prepared)
     return runs / (time.thread_time() - began)
