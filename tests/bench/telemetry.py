@@ -48,7 +48,7 @@ WARM_EVENTS = 120
 _TRACED = frozenset(ROOMS) - {"perceptual_hashing.retroactive"}
 _SETTLE_SECONDS = 60.0
 _SCRAPE_SECONDS = 5.0
-_TRIES = 3
+_TRIES = 2
 _RESAMPLES = 2_000
 
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
 from itertools import chain
@@ -523,6 +524,18 @@ def test_what_a_person_has_the_last_word_on_is_found(db: Database) -> None:
     say(db, word(made[5], WITHDRAWN), begin=10)
     assert found(db, Filter(overridden=True)) == [f"g-{n}" for n in (4, 3, 2, 1, 0)]
     assert queries.overrides_of(db, ["g-5", "g-7"])["g-5"]["outcome"] == WITHDRAWN
+
+
+@pytest.mark.parametrize("wanted", [Filter(), Filter(outcome=BLOCK), Filter(actor_id="a"), Filter(tenant_id="a")])
+def test_the_few_words_are_gone_through_and_not_the_many_decisions(tmp_path: Path, wanted: Filter) -> None:
+    db = database.connect(DatabaseSettings(url=SecretStr(f"sqlite:///{tmp_path / 'ledger.db'}")))
+    database.migrate(db)
+    query = queries._query(replace(wanted, overridden=True), None, with_summary=False).limit(50)
+    asked = query.compile(db, compile_kwargs={"literal_binds": True})
+    with db.connect() as connection:
+        first, *_ = connection.execute(text(f"EXPLAIN QUERY PLAN {asked}")).all()
+    assert "overrides USING INDEX overrides_by_time" in first[3]
+    db.dispose()
 
 
 def test_a_word_on_a_late_signal_is_the_tenants_whose_generation_it_is(db: Database) -> None:

@@ -100,16 +100,11 @@ def _query(wanted: Filter, after: Cursor | None, *, with_summary: bool) -> Selec
         found = about.distinct().subquery()
         query = query.join(found, and_(found.c.day == columns.day, found.c.decision_id == columns.decision_id))
     if wanted.overridden:
-        # Joined from the few that are, in their own order, which is that of the decisions that they name.
+        # From the few that are, in their own order, which is that of the decisions that they name. By their key alone:
+        # with the generation beside it SQLite goes through every decision of an outcome or actor first.
         said = overrides.c
-        query = query.join(
-            overrides,
-            and_(
-                said.day == columns.day,
-                said.decision_id == columns.decision_id,
-                said.generation_id == columns.generation_id,
-            ),
-        ).where(said.outcome != WITHDRAWN)
+        named = and_(said.day == columns.day, said.decision_id == columns.decision_id)
+        query = query.join(overrides, named).where(said.outcome != WITHDRAWN)
         return _page(query, said.decided_unix_nano, said.decision_id, wanted, after)
     return _page(query, columns.decided_unix_nano, columns.decision_id, wanted, after)
 
