@@ -17,10 +17,11 @@ from seawall.core import actor, actor_overrides, identity
 from tests.unit.test_actor_history import ALLOW, BLOCK, HOUR, REVIEW, RULES, START, decision, event, standing
 
 REPORT, WITHDRAWN = decision_pb2.OUTCOME_BLOCK_AND_REPORT, decision_pb2.OUTCOME_UNSPECIFIED
-Outcome = decision_pb2.Outcome.ValueType
 
 
-def word(number: int, outcome: Outcome, offset: int, *also: int, decided: int = START) -> pb.ActorEvent:
+def word(
+    number: int, outcome: decision_pb2.Outcome.ValueType, offset: int, *also: int, decided: int = START
+) -> pb.ActorEvent:
     """A person's on generation ``number``, who had seen its decision, and those of ``also``."""
     made = actor_overrides.event_of(
         Override(
@@ -169,7 +170,7 @@ def test_a_history_of_an_earlier_version_goes_on() -> None:
 class Made(NamedTuple):
     """A decision of the generation of its place in the list."""
 
-    outcome: Outcome
+    outcome: decision_pb2.Outcome.ValueType
     score: float
     evasion: bool
     hours: int
@@ -179,7 +180,7 @@ class Said(NamedTuple):
     """A person's word on a generation."""
 
     generation: int
-    outcome: Outcome
+    outcome: decision_pb2.Outcome.ValueType
 
 
 _MADE = st.builds(

@@ -70,7 +70,9 @@ class LookUp:
         found = [one for one in found if one.decision.generation_id == generation_id]
         if len(found) < len(rows):
             notes.append(_FROM_SUMMARY)
-        return explained(generation_id, found, rows, _theirs(said and override_of(said), tenant_id), notes)
+        return explained(
+            generation_id, found, rows, _theirs(override_of(said) if said is not None else None, tenant_id), notes
+        )
 
     def _in_ledger(self, generation_id: str) -> tuple[Sequence[RowMapping], RowMapping | None]:
         """The rows of a generation's decisions, and that of a person's last word on it."""

@@ -11,11 +11,9 @@ HOUR_NANOS: Final = 3600 * 1_000_000_000
 #: Nobody has had a word, or it was taken back.
 NO_WORD: Final = decision_pb2.OUTCOME_UNSPECIFIED
 
-Outcome = decision_pb2.Outcome.ValueType
-
 
 def count_decision(
-    history: pb.ActorHistory, one: pb.CountedDecision, word: Outcome, oldest: int, sign: int = 1
+    history: pb.ActorHistory, one: pb.CountedDecision, word: decision_pb2.Outcome.ValueType, oldest: int, sign: int = 1
 ) -> None:
     """Add to its hour what a decision adds while ``word`` is a person's on it, or take it away (``sign`` -1).
 
@@ -63,7 +61,7 @@ def short(decision_id: str) -> int:
         return 0
 
 
-def _count_outcome(hour: pb.HourCounts, outcome: Outcome, sign: int) -> None:
+def _count_outcome(hour: pb.HourCounts, outcome: decision_pb2.Outcome.ValueType, sign: int) -> None:
     # Never below 0: a policy whose window has grown lets hours back in that were forgotten.
     match outcome:
         case decision_pb2.OUTCOME_REVIEW:

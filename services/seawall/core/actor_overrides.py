@@ -12,7 +12,7 @@ from typing import Final
 from seawall.api.actor_standing.v1 import actor_standing_pb2 as pb
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.override.v1.override_pb2 import Override
-from seawall.core.actor_counts import HOUR_NANOS, NO_WORD, Outcome, count_decision, count_word, move_on, short
+from seawall.core.actor_counts import HOUR_NANOS, NO_WORD, count_decision, count_word, move_on, short
 
 #: Bounds of what is kept of one actor: words that are in force, and decisions that one of them names.
 MAX_WORDS: Final = 64
@@ -32,7 +32,7 @@ def event_of(said: Override, topic: str, partition: int, offset: int) -> pb.Acto
     return event
 
 
-def word_on(history: pb.ActorHistory, decision: int) -> Outcome:
+def word_on(history: pb.ActorHistory, decision: int) -> decision_pb2.Outcome.ValueType:
     """The word in force on a decision, by its short id; UNSPECIFIED if there is none."""
     return next((word.outcome for word in history.overrides if decision in word.decisions), NO_WORD)
 

@@ -84,7 +84,7 @@ async def plan(
         made_unix_nano=now,
         decision_ids=[one.decision_id for one in known],
         actor_id=next((one.actor_id for one in known if one.actor_id), ""),
-        outcome_before=verdict.outcome(known, before),
+        outcome_before=verdict.outcome(known, before) or decision_pb2.OUTCOME_UNSPECIFIED,
         decision_id=decided.decision_id if decided else "",
         decided_unix_nano=decided.decided_unix_nano if decided else 0,
     )
