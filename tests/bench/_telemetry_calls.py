@@ -20,7 +20,7 @@ from seawall.runtime.memory import InMemoryRecord
 from seawall.runtime.settings import TelemetrySettings
 from seawall.runtime.topics import TopicNames
 
-EVENTS = 16_000
+EVENTS = 8_000
 STAGES = ("prompt_scoring", "perceptual_hashing", "classification")
 #: One in so many is blocked, and so traced.
 _BLOCKED_EVERY = 50

@@ -51,7 +51,7 @@ from tests.bench.harness import Report, say
 from tests.support import postgresql
 from tests.support.console import REPORT, Rooms, csrf_of, recent
 from tests.support.ledger_rows import BLOCK, NANOS, record
-from tests.support.records import DECISIONS
+from tests.support.records import DECISIONS, OVERRIDES
 
 COUNT = int(os.environ.get("SEAWALL_BENCH_CONSOLE_DECISIONS", "5000000"))
 DATABASES = os.environ.get("SEAWALL_BENCH_CONSOLE_DATABASES", "sqlite postgresql").split()
@@ -283,7 +283,7 @@ def _served(settings: DatabaseSettings, db: Engine, folder: Path) -> Iterator[ht
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         broker = InMemoryBroker()
-        records = DecisionRecords(broker, DECISIONS, record_seconds=2.0, scan_seconds=5.0)
+        records = DecisionRecords(broker, DECISIONS, OVERRIDES, record_seconds=2.0, scan_seconds=5.0)
         watch = Watch(Rooms(), Ends(broker, ()), every=60.0, timeout=1.0)
         state = State(ConsoleSettings(database=settings), db, watch, LookUp(db, records))
         token = OneTimeToken(address, folder / "console.link")

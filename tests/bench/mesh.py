@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 from seawall.api.classification.v1 import classification_pb2
 from seawall.api.decision.v1 import decision_pb2
@@ -182,10 +183,16 @@ def _score_in_process(path: str) -> float:
 # ---- the mesh --------------------------------------------------------------------------------------------------------
 
 
+class Generations(Protocol):
+    """What `_Traffic` sends."""
+
+    def generations(self, count: int) -> list[generation_pb2.Generation]: ...
+
+
 class _Traffic:
     """Sends generations and notes when their decisions were written."""
 
-    def __init__(self, mesh: Mesh, source: _Source) -> None:
+    def __init__(self, mesh: Mesh, source: Generations) -> None:
         self.mesh = mesh
         self._source = source
         self._producer = mesh.broker().producer()

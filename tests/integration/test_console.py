@@ -27,7 +27,7 @@ from tests.support.console import (
     open_console,
     recent,
 )
-from tests.support.ledger_rows import ALLOW, BLOCK, HOLD
+from tests.support.ledger_rows import ALLOW, BLOCK, HOLD, REVIEW, WITHDRAWN, word
 
 PAGES = ("/", "/decisions", "/decisions/g-5", "/dead-letters", "/policies", "/artefacts", "/decisions.csv")
 ANSWERS = tuple(f"/api/v1/{name}" for name in ("now", "decisions", "decisions/g-5", "dead-letters", "policies"))
@@ -404,6 +404,73 @@ async def test_a_decision_explains_itself(console: Console) -> None:
     assert "because the policy's rule “known-hash” held (known match)" in one["words"]
     assert [stage["stage"] for stage in one["stages"]] == ["prompt_scoring", "perceptual_hashing", "classification"]
     assert [hop["what"] for hop in one["hops"]][0::5] == ["generation", "decision"]
+
+
+async def test_a_persons_word_stands_above_what_was_decided(tmp_path: Path) -> None:
+    made = [recent(n, ago=60 - n, outcome=BLOCK) for n in range(4)]
+    late = recent(1, ago=5, outcome=REVIEW, kind=decision_pb2.DECISION_KIND_AMENDMENT, decision_id="f" * 32)
+    late.tenant_id = ""
+    late.generation_record.CopyFrom(made[1].generation_record)
+    words = [word(made[0], ALLOW), word(made[1], ALLOW), word(made[2], WITHDRAWN)]
+    console = await open_console(tmp_path, [*made, late], words=words)
+    client = await console.signed_in()
+    said = {n: (await client.get(f"/api/v1/decisions/g-{n}")).json() for n in range(4)}
+    assert [(one["outcome"], one["decided"]) for one in said.values()] == [
+        ("ALLOW", "BLOCK"),
+        # Nobody has looked at what came since.
+        ("REVIEW", "BLOCK"),
+        ("BLOCK", "BLOCK"),
+        ("BLOCK", "BLOCK"),
+    ]
+    told = said[0]["override"]
+    assert (told["by"], told["reason_code"], told["before"]) == ("ada", "FALSE_POSITIVE", "BLOCK")
+    assert [said[n]["override"] and said[n]["override"]["surpassed"] for n in range(4)] == [False, True, False, None]
+    page = (await client.get("/decisions/g-0")).text
+    parts = ("A person's word", "ada", "FALSE_POSITIVE", "Decided was: ")
+    assert sorted(page.index(part) for part in parts) == [page.index(part) for part in parts]
+    assert "was decided since" in (await client.get("/decisions/g-1")).text
+    assert "taken back" in (await client.get("/decisions/g-2")).text
+    # Without the ledger too.
+    console.state.db.dispose()
+    (tmp_path / "ledger.db").unlink()
+    answer = (await client.get("/api/v1/decisions/g-0")).json()
+    assert (answer["source"], answer["outcome"], answer["override"]["by"]) == ("kafka", "ALLOW", "ada")
+    await console.close()
+
+
+async def test_what_is_overridden_is_found_and_marked(tmp_path: Path) -> None:
+    made = [recent(n, ago=60 - n, outcome=BLOCK) for n in range(4)]
+    console = await open_console(tmp_path, made, words=[word(made[1], ALLOW), word(made[2], WITHDRAWN)])
+    client = await console.signed_in()
+    (one,) = (await client.get("/api/v1/decisions?overridden=true")).json()["decisions"]
+    assert (one["generation_id"], one["outcome"], one["override"], one["override_by"]) == (
+        "g-1",
+        "BLOCK",
+        "ALLOW",
+        "ada",
+    )
+    everything = (await client.get("/api/v1/decisions")).json()["decisions"]
+    assert [row["override"] for row in everything] == ["", "", "ALLOW", ""]
+    assert (await client.get("/decisions?overridden=yes")).text.count("overridden: ") == 1
+    (line,) = csv.DictReader(io.StringIO((await client.get("/decisions.csv?overridden=yes")).text))
+    assert (line["override"], line["override_by"]) == ("ALLOW", "ada")
+    assert (await client.get("/decisions?overridden=perhaps")).status_code == 400
+    await console.close()
+
+
+async def test_another_tenants_word_on_the_same_id_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = recent(1, ago=9, outcome=BLOCK, tenant_id="a"), recent(1, ago=8, outcome=BLOCK, tenant_id="b")
+    theirs.decision_id = "e" * 32
+    console = await open_console(tmp_path, [ours, theirs], words=[word(theirs, ALLOW)])
+    become(console, monkeypatch, Role.REVIEWER, tenant="a")
+    client = await console.signed_in()
+    answer = (await client.get("/api/v1/decisions/g-1")).json()
+    assert (answer["outcome"], answer["override"]) == ("BLOCK", None)
+    assert [row["override"] for row in (await client.get("/api/v1/decisions")).json()["decisions"]] == [""]
+    assert (await client.get("/api/v1/decisions?overridden=true")).json()["decisions"] == []
+    await console.close()
 
 
 async def test_a_decision_shows_no_hash_of_what_it_was_about(console: Console) -> None:

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from seawall.console.shapes import RoomNow
 from tests.support import chromium
 from tests.support.console import Served, an_hour, letter, recent, served
-from tests.support.ledger_rows import BLOCK
+from tests.support.ledger_rows import ALLOW, BLOCK, WITHDRAWN, word
 
 LONG = "g-" + "0123456789abcdef" * 7
 PAGES = {
@@ -23,6 +23,10 @@ PAGES = {
     "a wrong field": "/decisions?since=yesterday&actor=actor-3",
     "decision": "/decisions/g-23",
     "a decision of a long id": f"/decisions/{LONG}",
+    "a decision that a person overturned": "/decisions/g-57",
+    "one that was decided anew since": "/decisions/g-63",
+    "one whose word was taken back": "/decisions/g-51",
+    "overridden": "/decisions?overridden=yes",
     "not found": "/decisions/g-unknown",
     "dead letters": "/dead-letters",
     "policies": "/policies",
@@ -37,7 +41,9 @@ WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     long = recent(1, ago=2, outcome=BLOCK, generation_id=LONG, actor_id="actor-" + "9" * 120, decision_id="d" * 32)
     made = [*an_hour(120), long]
-    with served(tmp_path_factory.mktemp("console"), decisions=made, letters=[letter(1, ago=50)]) as running:
+    words = [word(made[57], ALLOW), word(made[63], ALLOW, decision_ids=[]), word(made[51], WITHDRAWN)]
+    folder = tmp_path_factory.mktemp("console")
+    with served(folder, decisions=made, letters=[letter(1, ago=50)], words=words) as running:
         running.look(READY)
         yield running
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
 from itertools import chain
@@ -26,11 +27,12 @@ from typer.testing import CliRunner
 
 from seawall.api.dead_letter.v1 import dead_letter_pb2
 from seawall.api.decision.v1 import decision_pb2
+from seawall.api.override.v1.override_pb2 import Override
 from seawall.cli.app import app
 from seawall.core.errors import Fatal, Retryable
 from seawall.ledger import database, figures, queries
 from seawall.ledger.counts import LATENCY_BOUNDS, Role
-from seawall.ledger.engine import Engine
+from seawall.ledger.engine import Add, Engine
 from seawall.ledger.queries import Filter
 from seawall.ledger.rows import Rows
 from seawall.ledger.settings import DatabaseSettings, LedgerSettings
@@ -44,6 +46,7 @@ from seawall.ledger.tables import (
     decision_totals,
     decisions,
     metadata,
+    overrides,
     positions,
     unreadable,
     verdict_counts,
@@ -54,10 +57,10 @@ from seawall.relay.observe import StreamObserver
 from seawall.runtime import topics
 from seawall.runtime.broker import Broker, Output, TopicPartition, TopicSpec
 from seawall.runtime.kafka import KafkaBroker
-from seawall.runtime.memory import InMemoryBroker
+from seawall.runtime.memory import InMemoryBroker, InMemoryRecord
 from tests.support import postgresql
 from tests.support.kafka import client_settings, embedded_kafka
-from tests.support.ledger_rows import ALLOW, BEGIN, BLOCK, HOLD, NANOS, REVIEW, decision, record
+from tests.support.ledger_rows import ALLOW, BEGIN, BLOCK, HOLD, NANOS, REVIEW, WITHDRAWN, decision, record, word
 from tests.support.records import DECISIONS
 
 PATIENCE_SECONDS = 60.0
@@ -109,7 +112,7 @@ def found(db: Database, wanted: Filter) -> list[str]:
 def test_migrations_make_the_tables_that_the_code_means(db: Database) -> None:
     with db.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    assert database.migrate(db) == "0003"
+    assert database.migrate(db) == "0004"
     database.check_migrated(db)
 
 
@@ -184,7 +187,7 @@ def test_a_ledger_of_the_second_revision_keeps_its_counts_and_letters(address: s
                 "VALUES ('x', 'aggregator', 'BAD_ID', '', 1, 'signals.v1', 0, 0, 0, 9, 5, 0)"
             )
         )
-    assert database.migrate(db) == "0003"
+    assert database.migrate(db) == "0004"
     assert [dict(one.outcomes) for one in figures.minutes(db, MINUTE, MINUTE)] == [{ALLOW: 14}]
     assert [dict(one.outcomes) for one in figures.minutes(db, MINUTE, MINUTE, "b")] == [{ALLOW: 7}]
     # Older than any page asks for.
@@ -466,6 +469,123 @@ def test_each_day_has_its_partition_on_postgresql(server: str) -> None:
     db.dispose()
 
 
+# ---- a person's word -------------------------------------------------------------------------------------------------
+
+
+def say(db: Database, *said: Override, begin: int = 0) -> None:
+    rows = Rows()
+    for offset, one in enumerate(said, begin):
+        rows.add_override(record(offset, one.SerializeToString(), topic="overrides.v1"))
+    Writer(db).write(rows, {})
+
+
+def words(db: Database) -> list[tuple[Any, ...]]:
+    with db.connect() as connection:
+        rows = connection.execute(select(overrides).order_by(overrides.c.generation_id)).mappings()
+        return [(row["generation_id"], row["outcome"], row["made_by"], row["offset"]) for row in rows]
+
+
+def test_the_last_word_stands_however_it_is_read(db: Database) -> None:
+    of = decision(1, outcome=BLOCK)
+    topic = [word(of, ALLOW), word(of, REVIEW, by="grace"), word(decision(2), BLOCK), word(of, WITHDRAWN, by="grace")]
+    say(db, *topic[:2])
+    assert words(db) == [("g-1", REVIEW, "grace", 1)]
+    # A batch that is read again changes nothing, whatever of it.
+    say(db, topic[0])
+    say(db, *topic[:2])
+    assert words(db) == [("g-1", REVIEW, "grace", 1)]
+    say(db, *topic[2:], begin=2)
+    ends = [("g-1", WITHDRAWN, "grace", 3), ("g-2", BLOCK, "ada", 2)]
+    assert words(db) == ends
+    database.empty(db)
+    # Compacted, the topic has but the last of each.
+    say(db, *topic[2:], begin=2)
+    assert words(db) == ends
+
+
+def test_what_a_person_has_the_last_word_on_is_found(db: Database) -> None:
+    made = [decision(n, seconds=n, outcome=BLOCK if n % 2 else REVIEW, tenant_id="ab"[n % 2]) for n in range(8)]
+    # Said before the decisions are read: another topic, another time.
+    say(db, *(word(one, ALLOW) for one in made[:6]))
+    assert found(db, Filter(overridden=True)) == []
+    fill(db, *made)
+    assert found(db, Filter(overridden=True)) == [f"g-{n}" for n in (5, 4, 3, 2, 1, 0)]
+    assert found(db, Filter(overridden=True, outcome=BLOCK, since=BEGIN + 2 * NANOS)) == ["g-5", "g-3"]
+    assert found(db, Filter(overridden=True, until=BEGIN + 2 * NANOS)) == ["g-1", "g-0"]
+    assert found(db, Filter(overridden=True, content=(3).to_bytes(32, "big").hex())) == ["g-3"]
+    assert found(db, Filter(overridden=True, artefact="classification-model")) == [f"g-{n}" for n in (5, 4, 3, 2, 1, 0)]
+    assert found(db, Filter(overridden=True, tenant_id="a")) == ["g-4", "g-2", "g-0"]
+    pages: list[str] = []
+    after = None
+    while len(pages) < 6:
+        rows, after = queries.find(db, Filter(overridden=True), limit=2, after=after)
+        pages += [row["generation_id"] for row in rows]
+    assert pages == [f"g-{n}" for n in (5, 4, 3, 2, 1, 0)]
+    say(db, word(made[5], WITHDRAWN), begin=10)
+    assert found(db, Filter(overridden=True)) == [f"g-{n}" for n in (4, 3, 2, 1, 0)]
+    assert queries.overrides_of(db, ["g-5", "g-7"])["g-5"]["outcome"] == WITHDRAWN
+
+
+@pytest.mark.parametrize("wanted", [Filter(), Filter(outcome=BLOCK), Filter(actor_id="a"), Filter(tenant_id="a")])
+def test_the_few_words_are_gone_through_and_not_the_many_decisions(tmp_path: Path, wanted: Filter) -> None:
+    db = database.connect(DatabaseSettings(url=SecretStr(f"sqlite:///{tmp_path / 'ledger.db'}")))
+    database.migrate(db)
+    query = queries._query(replace(wanted, overridden=True), None, with_summary=False).limit(50)
+    asked = query.compile(db, compile_kwargs={"literal_binds": True})
+    with db.connect() as connection:
+        first, *_ = connection.execute(text(f"EXPLAIN QUERY PLAN {asked}")).all()
+    assert "overrides USING INDEX overrides_by_time" in first[3]
+    db.dispose()
+
+
+def test_a_word_on_a_late_signal_is_the_tenants_whose_generation_it_is(db: Database) -> None:
+    late = decision(1, outcome=BLOCK, kind=decision_pb2.DECISION_KIND_AMENDMENT, tenant_id="")
+    fill(db, late)
+    say(db, word(late, ALLOW, tenant_id="a"))
+    assert found(db, Filter(overridden=True, tenant_id="a")) == ["g-1"]
+    assert found(db, Filter(overridden=True, tenant_id="b")) == []
+
+
+def test_a_word_that_cannot_be_read_is_visible(db: Database) -> None:
+    rows = Rows()
+    rows.add_override(record(0, b"\xff\xff", topic="overrides.v1"))
+    rows.add_override(record(1, b"", topic="overrides.v1"))
+    hostile = word(decision(1), ALLOW, reason_code="\x00" * 99, by="\x00" * 999, decided_unix_nano=2**64 - 1)
+    rows.add_override(record(2, hostile.SerializeToString(), topic="overrides.v1"))
+    Writer(db).write(rows, {})
+    assert (count(db, unreadable), count(db, overrides)) == (2, 1)
+
+
+class Compacted(InMemoryBroker):
+    """Of each partition the second record has gone."""
+
+    def read(self, partition: TopicPartition, offset: int, limit: int) -> list[InMemoryRecord]:
+        return [one for one in super().read(partition, offset, limit) if one.offset != 1]
+
+
+async def test_what_a_compacted_topic_has_dropped_is_not_missed(db: Database) -> None:
+    broker = Compacted()
+    await broker.admin().create([TopicSpec("overrides.v1", 1, {})], 1)
+    producer = broker.producer()
+    await producer.start()
+    said = [word(decision(n), ALLOW).SerializeToString() for n in range(3)]
+    await producer.send([Output("overrides.v1", 0, b"k", value) for value in said])
+    Writer(db).write(Rows(), {TopicPartition("overrides.v1", 0): Position(1, BEGIN)})
+    running = engine(broker, Writer(db), topic="overrides.v1", add=Rows.add_override, compacted=True)
+    task = asyncio.create_task(running.run())
+    await until_position(db, 3)
+    running.stop()
+    await task
+    assert [row[0] for row in words(db)] == ["g-2"]
+    assert [missed for _, _, missed in queries.state(db).positions.values()] == [0]
+
+
+def test_old_words_go_with_their_days(db: Database) -> None:
+    say(db, word(decision(1), ALLOW), word(decision(2, seconds=3 * 86_400.0), ALLOW))
+    database.forget_days(db, 1, datetime.fromtimestamp(BEGIN / NANOS, UTC).date() + timedelta(days=4))
+    assert [row[0] for row in words(db)] == ["g-2"]
+
+
 # ---- searching -------------------------------------------------------------------------------------------------------
 
 
@@ -537,13 +657,16 @@ def test_pages_hold_every_decision_once(db: Database) -> None:
 # ---- the engine ------------------------------------------------------------------------------------------------------
 
 
-def engine(broker: Broker, writer: Writer) -> Engine:
+def engine(
+    broker: Broker, writer: Writer, *, topic: str = DECISIONS, add: Add = Rows.add_decision, compacted: bool = False
+) -> Engine:
     return Engine(
         broker=broker,
-        topic=DECISIONS,
+        topic=topic,
         group="ledger",
         member=None,
-        add=Rows.add_decision,
+        add=add,
+        compacted=compacted,
         writer=writer,
         settings=LedgerSettings(batch_records=16, poll_seconds=0.05, max_retry_seconds=0.05),
         observer=StreamObserver("ledger"),
@@ -674,6 +797,12 @@ def test_find_and_stat_answer_scripts(address: str, db: Database) -> None:
     (one,) = json.loads(result.output)["decisions"]
     assert (one["generation_id"], one["outcome"], one["decided"]) == ("g-2", "BLOCK", "2026-11-20T00:00:01.000+00:00")
     assert one["summary"]["signals"]["classification"]["scores"] == {"explicit": 0.1}
+    assert one["override"] is None
+    say(db, word(decision(2, seconds=1, outcome=BLOCK), ALLOW))
+    (one,) = json.loads(seawall(address, "find", "--overridden", "--json").output)["decisions"]
+    said = one["override"]
+    assert (one["outcome"], said["outcome"], said["outcome_before"], said["by"]) == ("BLOCK", "ALLOW", "BLOCK", "ada")
+    assert "ALLOW by ada (FALSE_POSITIVE)" in seawall(address, "find", "--overridden").output
     stat = json.loads(seawall(address, "ledger", "stat", "--json").output)
     assert stat["partitions"]["decisions.v1/0"]["next_offset"] == 2
     assert stat["unreadable"] == 0

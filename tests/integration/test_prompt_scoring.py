@@ -77,6 +77,9 @@ HARD_NEGATIVES = """
     breastfeeding mother with topless chest and newborn baby in hospital
     training material for moderators on child sexual exploitation laws
     my 15 year old daughter was sent a nude photo at school, what should I do
+    a guide for parents: explicit images and children
+    a parents' guide: what to do about explicit images of children
+    handbook for teachers: explicit images of pupils, and how to report them
 """
 #: Minimal clinical wording, and nothing else.
 POSITIVES = """

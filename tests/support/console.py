@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from seawall.api.dead_letter.v1 import dead_letter_pb2
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.api.override.v1.override_pb2 import Override
 from seawall.api.signal.v1 import signal_pb2
 from seawall.console.app import application
 from seawall.console.lookup import LookUp
@@ -42,7 +43,7 @@ from seawall.runtime.broker import Output, TopicPartition, TopicSpec
 from seawall.runtime.memory import InMemoryBroker
 from tests.support import ledger_rows
 from tests.support.ledger_rows import ALLOW, BLOCK, HOLD, NANOS, REVIEW
-from tests.support.records import CLASSIFICATION, DECISIONS, HASHING
+from tests.support.records import CLASSIFICATION, DECISIONS, HASHING, OVERRIDES
 
 DEAD_LETTERS = "dead_letters.v1"
 REPORT = decision_pb2.OUTCOME_BLOCK_AND_REPORT
@@ -107,6 +108,7 @@ async def open_console(
     folder: Path,
     decisions: Sequence[decision_pb2.Decision] = (),
     letters: Iterable[dead_letter_pb2.DeadLetter] = (),
+    words: Sequence[Override] = (),
     *,
     in_ledger: int | None = None,
     address: str = "http://127.0.0.1",
@@ -121,14 +123,14 @@ async def open_console(
     broker = InMemoryBroker()
     admin = broker.admin()
     await admin.start()
-    await admin.create([TopicSpec(name, PARTITIONS, {}) for name in (DECISIONS, DEAD_LETTERS)], 1)
+    await admin.create([TopicSpec(name, PARTITIONS, {}) for name in (DECISIONS, DEAD_LETTERS, OVERRIDES)], 1)
     database.migrate(owner := database.connect(made.database))
     owner.dispose()
     db = database.connect(made.database, bound_statements=True)
-    await _fill(db, broker, decisions, list(letters), len(decisions) if in_ledger is None else in_ledger)
-    records = DecisionRecords(broker, DECISIONS, record_seconds=2.0, scan_seconds=made.scan_seconds)
+    await _fill(db, broker, decisions, list(letters), words, len(decisions) if in_ledger is None else in_ledger)
+    records = DecisionRecords(broker, DECISIONS, OVERRIDES, record_seconds=2.0, scan_seconds=made.scan_seconds)
     rooms = Rooms()
-    watch = Watch(rooms, Ends(broker, (DECISIONS, DEAD_LETTERS)), every=600.0, timeout=2.0)
+    watch = Watch(rooms, Ends(broker, (DECISIONS, DEAD_LETTERS, OVERRIDES)), every=600.0, timeout=2.0)
     await watch.look()
     state = State(made, db, watch, LookUp(db, records))
     token = None if made.oidc else OneTimeToken(address, folder / "console.link")
@@ -140,6 +142,7 @@ async def _fill(
     broker: InMemoryBroker,
     decisions: Sequence[decision_pb2.Decision],
     letters: Sequence[dead_letter_pb2.DeadLetter],
+    words: Sequence[Override],
     in_ledger: int,
 ) -> None:
     producer = broker.producer()
@@ -147,6 +150,7 @@ async def _fill(
     values = [(one.generation_id.encode(), one.SerializeToString()) for one in decisions]
     await producer.send([Output(DECISIONS, n % PARTITIONS, key, value) for n, (key, value) in enumerate(values)])
     await producer.send([Output(DEAD_LETTERS, 0, b"k", one.SerializeToString()) for one in letters])
+    await producer.send([Output(OVERRIDES, 0, one.generation_id.encode(), one.SerializeToString()) for one in words])
     rows, read = Rows(), {}
     for number, (one, (_, value)) in enumerate(list(zip(decisions, values, strict=True))[:in_ledger]):
         partition, offset = number % PARTITIONS, number // PARTITIONS
@@ -155,6 +159,9 @@ async def _fill(
     for offset, letter in enumerate(letters):
         rows.add_dead_letter(ledger_rows.record(offset, letter.SerializeToString(), topic=DEAD_LETTERS))
         read[TopicPartition(DEAD_LETTERS, 0)] = Position(offset + 1, letter.create_unix_nano)
+    for offset, said in enumerate(words):
+        rows.add_override(ledger_rows.record(offset, said.SerializeToString(), topic=OVERRIDES))
+        read[TopicPartition(OVERRIDES, 0)] = Position(offset + 1, said.made_unix_nano)
     Writer(db).write(rows, read)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from seawall.api.decision.v1 import decision_pb2
+from seawall.api.override.v1.override_pb2 import Override
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core import identity
 from seawall.runtime.broker import Record
@@ -13,6 +16,7 @@ NANOS = 1_000_000_000
 #: 2026-11-20T00:00:00Z
 BEGIN = 1_795_132_800 * NANOS
 HOLD, ALLOW = decision_pb2.OUTCOME_HOLD, decision_pb2.OUTCOME_ALLOW
+WITHDRAWN = decision_pb2.OUTCOME_UNSPECIFIED
 REVIEW, BLOCK = decision_pb2.OUTCOME_REVIEW, decision_pb2.OUTCOME_BLOCK
 
 
@@ -49,6 +53,26 @@ def decision(
             told.items[0].hashes.add(hash_type="sha256", value=number.to_bytes(32, "big"), quality=100)
         made.signals.add(signal=told)
     return made
+
+
+def word(of: decision_pb2.Decision, outcome: decision_pb2.Outcome.ValueType, **fields: Any) -> Override:
+    """What a person says who has seen that decision, a second after BEGIN."""
+    made: dict[str, Any] = {
+        "generation_id": of.generation_id,
+        "tenant_id": of.tenant_id,
+        "actor_id": of.actor_id,
+        "outcome": outcome,
+        "outcome_before": of.outcome,
+        "reason_code": "FALSE_POSITIVE",
+        "by": "ada",
+        "made_unix_nano": BEGIN + NANOS,
+        "decision_id": of.decision_id,
+        "decision_ids": [of.decision_id],
+        "decided_unix_nano": of.decided_unix_nano,
+        **fields,
+    }
+    made["override_id"] = identity.override_id(made["generation_id"], made["by"], made["made_unix_nano"], outcome)
+    return Override(**made)
 
 
 def record(offset: int, value: bytes, *, topic: str = DECISIONS, partition: int = 0) -> Record:

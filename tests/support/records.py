@@ -11,6 +11,7 @@ from seawall.core import identity
 
 PROMPT, HASHING, CLASSIFICATION = "prompt_scoring", "perceptual_hashing", "classification"
 GENERATIONS, SIGNALS, DECISIONS = "generations.v1", "signals.v1", "decisions.v1"
+OVERRIDES = "overrides.v1"
 
 
 def generation(

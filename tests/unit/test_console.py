@@ -28,7 +28,7 @@ from seawall.runtime.broker import Output, TopicSpec
 from seawall.runtime.memory import InMemoryBroker
 from tests.support.console import recent
 from tests.support.ledger_rows import BLOCK, HOLD
-from tests.support.records import DECISIONS
+from tests.support.records import DECISIONS, OVERRIDES
 
 # ---- rooms -----------------------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ async def test_a_record_is_read_by_its_coordinates_again_and_again() -> None:
     made = [recent(n, ago=1) for n in range(6)]
     await producer.send([Output(DECISIONS, n % 2, b"k", one.SerializeToString()) for n, one in enumerate(made)])
     await producer.send([Output(DECISIONS, 0, b"k", b"\xff")])
-    records = DecisionRecords(broker, DECISIONS, record_seconds=2.0, scan_seconds=2.0)
+    records = DecisionRecords(broker, DECISIONS, OVERRIDES, record_seconds=2.0, scan_seconds=2.0)
 
     async def found(*places: tuple[int, int]) -> list[str]:
         return [one.decision.generation_id for one in await records.at([Place(*place) for place in places])]

@@ -42,7 +42,9 @@ class Desk:
             kind=decision_pb2.DECISION_KIND_JOINT,
             generation_id=generation_id,
             tenant_id="acme",
+            actor_id="somebody",
             attempt=1,
+            decided_unix_nano=len(self.decisions) + 1,
             outcome=outcome,
         )
         self.decisions.append(made)
@@ -92,6 +94,16 @@ async def test_a_person_lowers_an_outcome_and_that_is_on_record(desk: Desk) -> N
     )
     [record] = [one for number in range(2) for one in desk.broker.records(NAMES.overrides, number)]
     assert record.key == b"g", "by which the topic is compacted"
+
+
+async def test_the_record_tells_readers_whose_it_is_and_what_counted_before(desk: Desk) -> None:
+    await desk.decide(HOLD)
+    await desk.decide(BLOCK)
+    said = await desk.plan(ALLOW)
+    assert (said.actor_id, said.decision_id, said.decided_unix_nano) == ("somebody", "d-1", 2)
+    assert said.outcome_before == BLOCK
+    await desk.say(REVIEW)
+    assert (await desk.plan(ALLOW)).outcome_before == REVIEW, "a person's word that stands is what counts"
 
 
 async def test_what_is_decided_later_counts_beside_it(desk: Desk) -> None:

@@ -252,6 +252,31 @@ def test_an_outage_is_logged_once_without_what_the_exporter_said(capsys: pytest.
     assert "the text" not in output
 
 
+def test_a_collector_that_is_away_is_left_alone_for_a_while_and_what_is_lost_is_counted() -> None:
+    now, asked = 100.0, 0
+
+    class Away(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            nonlocal asked
+            asked += 1
+            return SpanExportResult.FAILURE if asked < 3 else SpanExportResult.SUCCESS
+
+    exporting = telemetry._CountingExporter(Away(), lambda: now)
+    spans = [ReadableSpan("x"), ReadableSpan("y")]
+    for _ in range(3):
+        assert exporting.export(spans) is SpanExportResult.FAILURE
+    assert (asked, exporting.failed) == (1, 6)
+    now += telemetry.AWAY_SECONDS
+    assert exporting.export(spans) is SpanExportResult.FAILURE
+    assert exporting.export(spans) is SpanExportResult.FAILURE
+    assert (asked, exporting.failed) == (2, 10)
+    now += telemetry.AWAY_SECONDS
+    # It is back: each batch is tried again.
+    assert exporting.export(spans) is SpanExportResult.SUCCESS
+    assert exporting.export(spans) is SpanExportResult.SUCCESS
+    assert (asked, exporting.failed, exporting.taken) == (4, 10, 14)
+
+
 def test_the_spans_file_is_json_lines_and_bounded(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "spans.jsonl"
     settings = TelemetrySettings(

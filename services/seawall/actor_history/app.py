@@ -1,7 +1,9 @@
-"""The Faust application: two agents and one table.
+"""The Faust application: three agents and one table.
 
-    decisions.v1 ──► sort ──► actor_events.v1 ──► count ──► actor_standing.v1
-      by generation    what counts,  by actor       table: histories by actor
+    decisions.v1 ──► sort ──┐
+                            ├──► actor_events.v1 ──► count ──► actor_standing.v1
+    overrides.v1 ──► hear ──┘     what counts,        table: histories by actor
+     by generation                by actor
 
 What Faust would lose or count twice (docs/adr, "Faust carries actor_history") is kept from it: one batch at a time, in
 order, and its outputs acknowledged before the next is taken, so that acknowledgements are contiguous; whatever an agent
@@ -28,7 +30,8 @@ from seawall.actor_history.rules import Rules
 from seawall.actor_history.settings import ActorHistorySettings
 from seawall.api.actor_standing.v1 import actor_standing_pb2 as pb
 from seawall.api.decision.v1 import decision_pb2
-from seawall.core import actor
+from seawall.api.override.v1.override_pb2 import Override
+from seawall.core import actor, actor_overrides
 from seawall.core.errors import Poison
 from seawall.core.policy import ActorPolicy
 from seawall.relay.dead_letters import DeadLetters
@@ -105,6 +108,7 @@ def make_app(
     )
     raw: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
     decisions = app.topic(names.decisions, **raw)
+    overrides = app.topic(names.overrides, **raw)
     events = app.topic(names.actor_events, **raw)
     options = {"driver": "rocksdict"}
     table = cast(
@@ -143,20 +147,37 @@ def make_app(
         observer.event("diverted", reason=error.reason, partition=message.partition, offset=message.offset)
         return dead_letters.output(message, error)
 
-    @app.agent(decisions, concurrency=1)
-    async def sort(stream: Any) -> AsyncIterator[None]:
-        def pass_on(taken: Any) -> Output | None:
-            message = taken.message
-            decision = decision_pb2.Decision.FromString(taken.value or b"")
-            event = actor.event_of(decision, message.topic, message.partition, message.offset, rules.current)
+    async def pass_on(stream: Any, event_of: Callable[[bytes, Any], pb.ActorEvent | None]) -> AsyncIterator[None]:
+        """What counts, by actor."""
+
+        def passed(taken: Any) -> Output | None:
+            event = event_of(taken.value or b"", taken.message)
             if event is None:
                 return None
             key = actor.key_of(event.tenant_id, event.actor_id)
             return Output(names.actor_events, None, key, event.SerializeToString())
 
         async for taken in stream.take_events(settings.batch_size, within=settings.batch_seconds):
-            made = (guarded(one.message, partial(pass_on, one)) for one in taken)
+            made = (guarded(one.message, partial(passed, one)) for one in taken)
             await outputs.send([output for output in made if output is not None])
+            yield
+
+    @app.agent(decisions, concurrency=1)
+    async def sort(stream: Any) -> AsyncIterator[None]:
+        def event_of(value: bytes, message: Any) -> pb.ActorEvent | None:
+            decision = decision_pb2.Decision.FromString(value)
+            return actor.event_of(decision, message.topic, message.partition, message.offset, rules.current)
+
+        async for _ in pass_on(stream, event_of):
+            yield
+
+    @app.agent(overrides, concurrency=1)
+    async def hear(stream: Any) -> AsyncIterator[None]:
+        def event_of(value: bytes, message: Any) -> pb.ActorEvent | None:
+            said = Override.FromString(value)
+            return actor_overrides.event_of(said, message.topic, message.partition, message.offset)
+
+        async for _ in pass_on(stream, event_of):
             yield
 
     @app.agent(events, concurrency=1)
@@ -171,7 +192,10 @@ def make_app(
             else:
                 _take_in_hand(one)
                 kept = pb.ActorHistory.FromString(table.get(key) or b"")
-            actor.apply(kept, event, policy)
+            if not event.HasField("override"):
+                actor.apply(kept, event, policy)
+            elif actor_overrides.apply(kept, event, policy.entry.window_hours):
+                actor.reconsider(kept, event.tenant_id, policy)
             # Also what was counted before: its standing may not have been written when the process died.
             changed[key] = _Change(kept, event, one)
 

@@ -166,6 +166,9 @@ def find(
     until: Annotated[
         str | None, typer.Option(metavar="TIME", help="As --since; the instant itself is outside.")
     ] = None,
+    overridden: Annotated[
+        bool, typer.Option("--overridden", help="Those on which a person has the last word.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
     json_output: Json = False,
 ) -> None:
@@ -180,6 +183,7 @@ def find(
         artefact=artefact,
         since=since,
         until=until,
+        overridden=overridden,
         limit=limit,
         json_output=json_output,
     )

@@ -76,6 +76,7 @@ def find(
     artefact: str | None,
     since: str | None,
     until: str | None,
+    overridden: bool,
     limit: int,
     json_output: bool,
 ) -> None:
@@ -92,13 +93,17 @@ def find(
         artefact_version=version or None,
         since=_instant("--since", since),
         until=_instant("--until", until),
+        overridden=overridden,
     )
     with _ledger() as db:
         rows, cursor = queries.find(db, wanted, limit=limit)
+        said = queries.overrides_of(db, {row["generation_id"] for row in rows})
     if json_output:
-        print_json({"decisions": [_document(row) for row in rows], "more": cursor is not None})
+        print_json(
+            {"decisions": [_document(row, said.get(row["generation_id"])) for row in rows], "more": cursor is not None}
+        )
         return
-    table = Table("decided", "outcome", "generation", "rule", "actor", box=None)
+    table = Table("decided", "outcome", "generation", "rule", "actor", "a person's word", box=None)
     for row in rows:
         name = _outcome_name(row["outcome"])
         table.add_row(
@@ -107,6 +112,7 @@ def find(
             f"{row['generation_id']} #{row['attempt']}",
             row["rule_id"],
             row["actor_id"],
+            _word(said.get(row["generation_id"])),
         )
     console().print(table)
     console().print(Text(f"{len(rows)} decisions{', and more' if cursor else ''}", "dim"))
@@ -171,11 +177,32 @@ def _time(nanos: int) -> str:
     return datetime.fromtimestamp(nanos / _NANOS, UTC).isoformat(timespec="milliseconds")
 
 
-def _document(row: RowMapping) -> dict[str, Any]:
+def _word(said: RowMapping | None) -> Text:
+    """What a person said of the generation; nothing if it was taken back."""
+    if said is None or said["outcome"] == queries.WITHDRAWN:
+        return Text("")
+    name = _outcome_name(said["outcome"])
+    return Text.assemble((name, OUTCOME_STYLE.get(name, "")), f" by {said['made_by']} ({said['reason_code']})")
+
+
+def _document(row: RowMapping, said: RowMapping | None) -> dict[str, Any]:
     return {
         **{key: row[key] for key in ("decision_id", "generation_id", "attempt", "tenant_id", "actor_id", "model")},
         "outcome": _outcome_name(row["outcome"]),
         **{key: row[key] for key in ("rule_id", "reason_code", "policy_digest", "trace_id", "summary")},
         "decided": _time(row["decided_unix_nano"]),
         "record": {"partition": row["partition"], "offset": row["offset"]},
+        "override": None if said is None else _override(said),
+    }
+
+
+def _override(said: RowMapping) -> dict[str, Any]:
+    outcome = said["outcome"]
+    return {
+        "outcome": None if outcome == queries.WITHDRAWN else _outcome_name(outcome),
+        "outcome_before": _outcome_name(said["outcome_before"]),
+        "by": said["made_by"],
+        "reason_code": said["reason_code"],
+        "made": _time(said["made_unix_nano"]),
+        "decision_ids": said["decision_ids"],
     }

@@ -65,18 +65,20 @@ def find_decisions(
     tenant: _Text = None,
     since: Annotated[_Text, Query(description="An ISO 8601 instant, or a span back from now: 15m, 2h, 3d.")] = None,
     until: _Text = None,
+    overridden: Annotated[bool, Query(description="Those on which a person has the last word.")] = False,
     limit: Annotated[int, Query(ge=1, le=500)] = search.PAGE_ROWS,
     after: Annotated[str | None, Query(pattern=search.CURSOR, description="The last page's `after`.")] = None,
 ) -> DecisionPage:
     """Search, newest first."""
     given = {"id": id, "actor": actor, "outcome": outcome, "rule": rule, "artefact": artefact, "tenant": tenant}
-    given |= {"since": since, "until": until}
+    given |= {"since": since, "until": until, "overridden": search.OVERRIDDEN if overridden else None}
     asked = search.understand({name: value for name, value in given.items() if value is not None}, user.tenant)
     if asked.errors:
         raise Poison("BAD_SEARCH", "; ".join(f"{name}: {why}" for name, why in asked.errors.items()))
-    rows, more = search.find(state_of(request).db, asked, limit=limit, after=search.cursor_of(after or ""))
+    db = state_of(request).db
+    rows, more = search.find(db, asked, limit=limit, after=search.cursor_of(after or ""))
     audit.record("search", user, query=asked.query, found=len(rows))
-    return DecisionPage(decisions=[search.row_of(row) for row in rows], after=search.told_cursor(more))
+    return DecisionPage(decisions=search.listed(db, rows), after=search.told_cursor(more))
 
 
 @router.get("/decisions/{generation_id}", responses={404: {"model": Failure, "description": "There is none."}})

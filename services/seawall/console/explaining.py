@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from seawall.api.decision.v1 import decision_pb2
 from seawall.api.generation.v1 import generation_pb2
+from seawall.api.override.v1.override_pb2 import Override
 from seawall.api.signal.v1 import signal_pb2
 from seawall.console.shapes import (
     ArtefactView,
@@ -16,6 +17,7 @@ from seawall.console.shapes import (
     HopView,
     ItemView,
     MatchView,
+    OverrideView,
     ShadowView,
     SignalView,
     SpanView,
@@ -36,13 +38,18 @@ Row = Mapping[Any, Any]
 
 
 def explained(
-    generation_id: str, found: Collection[Found], rows: Sequence[Row], notes: Iterable[str] = ()
+    generation_id: str,
+    found: Collection[Found],
+    rows: Sequence[Row],
+    said: Override | None = None,
+    notes: Iterable[str] = (),
 ) -> Explained | None:
     """Every decision of a generation, the latest first; None if there is none.
 
     Args:
         found: the decisions' records, repeats included.
         rows: the ledger's rows; those whose record was found are told by that.
+        said: a person's last word on it.
     """
     decisions = verdict.distinct(one.decision for one in found)
     views = [of_record(one, [at for at in found if at.decision.decision_id == one.decision_id]) for one in decisions]
@@ -52,11 +59,13 @@ def explained(
         return None
     # The rules of `verdict`, which speak of records, need no more of a row than this.
     everything = [*decisions, *(_stand_in(row) for row in rows if row["decision_id"] not in known)]
-    counts = verdict.effective(everything)
+    counts, stands = verdict.effective(everything), verdict.outcome(everything, said)
     return Explained(
         generation_id=generation_id,
-        outcome=outcome_name(counts.outcome) if counts else "",
-        settled=verdict.is_settled(everything),
+        outcome=outcome_name(stands) if stands else "",
+        decided=outcome_name(counts.outcome) if counts else "",
+        override=_override(said, stands) if said else None,
+        settled=verdict.is_settled(everything) or (said is not None and bool(said.outcome)),
         counts=counts.decision_id if counts else "",
         decisions=sorted(views, key=lambda one: (one.decided, one.attempt), reverse=True),
         source="ledger" if rows else "kafka",
@@ -71,6 +80,36 @@ def _stand_in(row: Row) -> decision_pb2.Decision:
         attempt=row["attempt"],
         rescanned=row["rescanned"],
         decided_unix_nano=row["decided_unix_nano"],
+    )
+
+
+def override_of(row: Row) -> Override:
+    """From the ledger's row."""
+    return Override(
+        override_id=row["override_id"],
+        generation_id=row["generation_id"],
+        tenant_id=row["tenant_id"],
+        outcome=row["outcome"],
+        reason_code=row["reason_code"],
+        by=row["made_by"],
+        made_unix_nano=row["made_unix_nano"],
+        decision_ids=row["decision_ids"],
+        actor_id=row["actor_id"],
+        outcome_before=row["outcome_before"],
+        decision_id=row["decision_id"],
+        decided_unix_nano=row["decided_unix_nano"],
+    )
+
+
+def _override(said: Override, stands: int | None) -> OverrideView:
+    return OverrideView(
+        outcome=outcome_name(said.outcome) if said.outcome else "",
+        before=outcome_name(said.outcome_before) if said.outcome_before else "",
+        by=said.by,
+        made=instant(said.made_unix_nano),
+        reason_code=said.reason_code,
+        seen=list(said.decision_ids),
+        surpassed=bool(said.outcome) and stands != said.outcome,
     )
 
 

@@ -10,7 +10,8 @@ from typing import Final
 from sqlalchemy import Engine, RowMapping
 
 from seawall.api.decision.v1 import decision_pb2
-from seawall.console.explaining import explained
+from seawall.api.override.v1.override_pb2 import Override
+from seawall.console.explaining import explained, override_of
 from seawall.console.records import DecisionRecords, Place
 from seawall.console.shapes import Explained
 from seawall.core import identity
@@ -51,7 +52,7 @@ class LookUp:
         if not identity.is_id(generation_id):
             return None
         try:
-            rows, _ = await asyncio.to_thread(queries.find, self._db, Filter(generation_id=generation_id), limit=_MOST)
+            rows, said = await asyncio.to_thread(self._in_ledger, generation_id)
         except SeawallError as error:
             return await self._from_kafka(generation_id, tenant_id, _FROM_KAFKA.format(reason=error.reason))
         # First, so that what is another tenant's takes the way of what does not exist.
@@ -69,11 +70,18 @@ class LookUp:
         found = [one for one in found if one.decision.generation_id == generation_id]
         if len(found) < len(rows):
             notes.append(_FROM_SUMMARY)
-        return explained(generation_id, found, rows, notes)
+        return explained(
+            generation_id, found, rows, _theirs(override_of(said) if said is not None else None, tenant_id), notes
+        )
+
+    def _in_ledger(self, generation_id: str) -> tuple[Sequence[RowMapping], RowMapping | None]:
+        """The rows of a generation's decisions, and that of a person's last word on it."""
+        rows, _ = queries.find(self._db, Filter(generation_id=generation_id), limit=_MOST)
+        return rows, queries.overrides_of(self._db, [generation_id]).get(generation_id)
 
     async def _from_kafka(self, generation_id: str, tenant_id: str | None, note: str) -> Explained | None:
-        found = await self._records.of(generation_id)
-        return explained(generation_id, _records_of(found, tenant_id), [], [note])
+        found, said = await self._records.of(generation_id)
+        return explained(generation_id, _records_of(found, tenant_id), [], _theirs(said, tenant_id), [note])
 
 
 def _rows_of(rows: Sequence[RowMapping], tenant_id: str | None) -> list[RowMapping]:
@@ -101,6 +109,11 @@ def _records_of(found: Sequence[Found], tenant_id: str | None) -> list[Found]:
         one for one in found if one.decision.kind == _LATE and not one.decision.tenant_id and _generation(one) in about
     ]
     return theirs + late
+
+
+def _theirs(said: Override | None, tenant_id: str | None) -> Override | None:
+    """A person's word, if it is on a generation of the tenant's: another's may have the same id."""
+    return said if said is not None and tenant_id in (None, said.tenant_id) else None
 
 
 def _generation(one: Found) -> tuple[int, int]:

@@ -54,7 +54,7 @@ def decisions_page(request: Request, user: DecisionsUser, after: str = "") -> Re
         context["saved"] = views.of(state.db, user.subject)
         if not asked.errors:
             rows, more = search.find(state.db, asked, limit=search.PAGE_ROWS, after=search.cursor_of(after))
-            context |= {"rows": [search.row_of(row) for row in rows], "more": search.told_cursor(more)}
+            context |= {"rows": search.listed(state.db, rows), "more": search.told_cursor(more)}
             audit.record("search", user, query=asked.query, found=len(rows))
     except SeawallError as error:
         context["trouble"], status = error, 503

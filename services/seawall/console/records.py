@@ -1,4 +1,5 @@
-"""Decisions from Kafka itself: one by its coordinates, or all of a generation by a search through the topic.
+"""Decisions from Kafka itself: one by its coordinates; or all of a generation, and a person's word on it, by a search
+through both topics.
 
 Both are bounded in time, and done one at a time: a browser that asks a thousand times must not open a thousand clients.
 """
@@ -12,8 +13,10 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from seawall.api.decision.v1 import decision_pb2
+from seawall.api.override.v1.override_pb2 import Override
 from seawall.core.errors import Retryable, SeawallError
 from seawall.local.explain import Found, find
+from seawall.oncall import overrides
 from seawall.runtime.broker import Broker, Consumer, TopicPartition
 
 _POLL_SECONDS: Final = 0.25
@@ -29,16 +32,21 @@ class Place(NamedTuple):
 
 
 class DecisionRecords:
-    """Reads decisions.v1 outside any group.
+    """Reads decisions.v1 and overrides.v1 outside any group.
 
     Args:
+        topic: decisions.v1 in its lane.
+        overrides: overrides.v1 in its lane.
         record_seconds: for all records of one page.
-        scan_seconds: for a search through the whole topic.
+        scan_seconds: for a search through the whole of both topics.
     """
 
-    def __init__(self, broker: Broker, topic: str, *, record_seconds: float, scan_seconds: float) -> None:
+    def __init__(
+        self, broker: Broker, topic: str, overrides: str, *, record_seconds: float, scan_seconds: float
+    ) -> None:
         self._broker = broker
         self._topic = topic
+        self._overrides = overrides
         self._record_seconds = record_seconds
         self._scan_seconds = scan_seconds
         self._reader: Consumer | None = None
@@ -60,8 +68,8 @@ class DecisionRecords:
             await self.close()
             raise Retryable("RECORDS_UNAVAILABLE", "Kafka did not give the decision's record in time") from error
 
-    async def of(self, generation_id: str) -> list[Found]:
-        """Every decision of a generation that the topic holds.
+    async def of(self, generation_id: str) -> tuple[list[Found], Override | None]:
+        """Every decision of a generation that the topic holds, and a person's last word on it.
 
         Raises:
             Retryable: SCAN_UNAVAILABLE (Kafka is away, or too slow for what the topic holds), SCANS_WAITING.
@@ -71,7 +79,10 @@ class DecisionRecords:
         self._waiting += 1
         try:
             async with asyncio.timeout(self._scan_seconds), self._scanning:
-                return await find(self._broker, self._topic, generation_id)
+                found = await find(self._broker, self._topic, generation_id)
+                # Nothing is overridden that is not decided.
+                said = await overrides.of_generation(self._broker, self._overrides, generation_id) if found else None
+                return found, said
         except (TimeoutError, SeawallError) as error:
             raise Retryable(
                 "SCAN_UNAVAILABLE",

@@ -21,7 +21,9 @@ from seawall.ledger.instants import instant as parse_instant
 from seawall.ledger.queries import Cursor, Filter
 
 #: Names of the search form's fields, in its order.
-FIELDS: Final = ("id", "actor", "outcome", "rule", "artefact", "tenant", "since", "until")
+FIELDS: Final = ("id", "actor", "outcome", "rule", "artefact", "tenant", "since", "until", "overridden")
+#: Of the field of that name: those on which a person has the last word.
+OVERRIDDEN: Final = "yes"
 PAGE_ROWS: Final = 50
 MAX_VALUE: Final = 200
 _HEX: Final = re.compile(r"(?:sha256:)?([0-9a-fA-F]{32}|[0-9a-fA-F]{64})\Z")
@@ -67,6 +69,9 @@ def understand(given: Mapping[str, str], tenant_id: str | None) -> Search:
             values["outcome"], wanted["outcome"] = name, OUTCOMES.index(name) + 1
         else:
             errors["outcome"] = f"one of {', '.join(OUTCOMES)}"
+    if values["overridden"] not in ("", OVERRIDDEN):
+        errors["overridden"] = f"{OVERRIDDEN}, or nothing"
+    wanted["overridden"] = values["overridden"] == OVERRIDDEN
     artefact, _, version = values["artefact"].partition("@")
     wanted.update(artefact=artefact or None, artefact_version=version or None)
     for name in ("since", "until"):
@@ -108,14 +113,24 @@ def told_cursor(cursor: Cursor | None) -> str | None:
     return f"{cursor.decided_unix_nano}.{cursor.decision_id}" if cursor else None
 
 
-def row_of(row: RowMapping) -> DecisionRow:
-    """A row as it is listed."""
+def listed(db: Engine, rows: Sequence[RowMapping]) -> list[DecisionRow]:
+    """Rows as they are listed, with what a person said of their generations. Raises as `queries.find`."""
+    said = queries.overrides_of(db, {row["generation_id"] for row in rows})
+    return [_row_of(row, said.get(row["generation_id"])) for row in rows]
+
+
+def _row_of(row: RowMapping, said: RowMapping | None) -> DecisionRow:
+    # A late signal's decision names no tenant, and two tenants may name a generation alike.
+    theirs = said is not None and row["tenant_id"] in ("", said["tenant_id"])
+    word = said if said is not None and theirs and said["outcome"] != queries.WITHDRAWN else None
     generated = row["generated_unix_nano"]
     return DecisionRow(
         decided=instant(row["decided_unix_nano"]),
         outcome=outcome_name(row["outcome"]),
         late=row["kind"] == decision_pb2.DECISION_KIND_AMENDMENT,
         took_ms=max(row["decided_unix_nano"] - generated, 0) / 1e6 if generated else None,
+        override=outcome_name(word["outcome"]) if word else "",
+        override_by=word["made_by"] if word else "",
         **{
             name: row[name]
             for name in (
@@ -138,10 +153,11 @@ def export(db: Engine, wanted: Filter, most: int, *, seconds: float) -> Iterator
         try:
             limit = min(queries.MAX_PAGE, most - written)
             rows, after = queries.find(db, wanted, limit=limit, after=after, with_summary=False)
+            found = listed(db, rows)
         except SeawallError as error:
             yield _line(["# incomplete", error.reason])
             return
-        yield "".join(_line(_cells(row_of(row), names)) for row in rows)
+        yield "".join(_line(_cells(row, names)) for row in found)
         written += len(rows)
         if after is None:
             return

@@ -50,9 +50,13 @@ async def _run(settings: ConsoleSettings) -> None:
     # Single records: of a fetch little is wanted, and an empty partition's must not keep a page waiting.
     few = settings.kafka.model_copy(update={"fetch_max_wait_ms": 50, "max_partition_fetch_bytes": 64 * 1024})
     records = DecisionRecords(
-        KafkaBroker(few), names.decisions, record_seconds=settings.record_seconds, scan_seconds=settings.scan_seconds
+        KafkaBroker(few),
+        names.decisions,
+        names.overrides,
+        record_seconds=settings.record_seconds,
+        scan_seconds=settings.scan_seconds,
     )
-    ends = Ends(broker, (names.decisions, names.dead_letters))
+    ends = Ends(broker, (names.decisions, names.dead_letters, names.overrides))
     rooms = AskedRooms(settings.rooms, run_folder, timeout=settings.watch_timeout_seconds)
     watch = Watch(rooms, ends, every=settings.watch_seconds, timeout=settings.watch_timeout_seconds)
     state = State(settings, db, watch, LookUp(db, records))

@@ -130,6 +130,9 @@ class DecisionRow(Shape):
     trace_id: str | None
     took_ms: float | None
     decision_id: str
+    #: What a person said of the generation, and who; empty where nobody has, or took it back.
+    override: str = ""
+    override_by: str = ""
 
 
 class DecisionPage(Shape):
@@ -260,11 +263,32 @@ class DecisionView(Shape):
     complete: bool
 
 
+class OverrideView(Shape):
+    """A person's last word on a generation."""
+
+    #: What is to count; empty: an earlier word was taken back.
+    outcome: str
+    #: What counted before, an earlier word included.
+    before: str
+    #: An account or a pseudonym.
+    by: str
+    made: datetime
+    reason_code: str
+    #: The decisions that the person had seen, by their ids.
+    seen: list[str]
+    #: Something higher was decided since, and counts.
+    surpassed: bool
+
+
 class Explained(Shape):
     """Why a generation was decided as it was."""
 
     generation_id: str
+    #: What counts now: a person's word, and whatever was decided besides what that person had seen.
     outcome: str
+    #: What counts of the decisions alone.
+    decided: str
+    override: OverrideView | None
     settled: bool
     #: The decision that counts, by its id.
     counts: str

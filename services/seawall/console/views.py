@@ -26,6 +26,7 @@ BUILT_IN: Final = (
     View("Blocked and to be reported, a day", "outcome=BLOCK_AND_REPORT&since=24h"),
     View("Held, an hour", "outcome=HOLD&since=1h"),
     View("For review, a day", "outcome=REVIEW&since=24h"),
+    View("Overridden by a person, a week", "since=7d&overridden=yes"),
 )
 
 

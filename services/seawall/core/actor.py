@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from seawall.api.actor_standing.v1 import actor_standing_pb2 as pb
 from seawall.api.decision.v1 import decision_pb2
+from seawall.core.actor_counts import HOUR_NANOS, count_decision, move_on, short
+from seawall.core.actor_overrides import word_on
 from seawall.core.policy.actor import ActorPolicy
 from seawall.core.policy.actor_entry import ActorsEntry
 
-_HOUR_NANOS: Final = 3600 * 1_000_000_000
 _DAY_HOURS: Final = 24
 #: Bounds of what is kept of one actor.
 MAX_CONVERSATIONS = 8
@@ -76,46 +77,45 @@ def apply(history: pb.ActorHistory, event: pb.ActorEvent, policy: ActorPolicy) -
     if source.offset <= applied:
         return False
     history.applied[source.partition] = source.offset
-    decision = _short(event.decision_id)
+    decision = short(event.decision_id)
     if decision in history.decisions:
         return False
+    entry = policy.entry
+    oldest = move_on(history, event.decided_unix_nano, entry.window_hours)
+    hour = event.decided_unix_nano // HOUR_NANOS
+    drips = event.outcome < decision_pb2.OUTCOME_REVIEW and event.peak >= entry.drip_floor
+    adds = history.counted.add(
+        hour=hour,
+        outcome=event.outcome,
+        drip=event.peak if drips else 0.0,
+        evasion=event.evasion,
+        escalation=hour > oldest and _escalates(history, event, entry),
+    )
+    count_decision(history, adds, word_on(history, decision), oldest)
     history.decisions.append(decision)
     if len(history.decisions) > MAX_DECISIONS:
         del history.decisions[0]
-    history.newest_unix_nano = max(history.newest_unix_nano, event.decided_unix_nano)
-    entry = policy.entry
-    oldest = history.newest_unix_nano // _HOUR_NANOS - entry.window_hours
-    _forget(history, oldest)
-    hour = event.decided_unix_nano // _HOUR_NANOS
-    if hour <= oldest:
-        return True
-    counts = _hour(history, hour)
-    match event.outcome:
-        case decision_pb2.OUTCOME_REVIEW:
-            counts.near_misses += 1
-        case decision_pb2.OUTCOME_BLOCK:
-            counts.blocks += 1
-        case decision_pb2.OUTCOME_BLOCK_AND_REPORT:
-            counts.reports += 1
-        case _ if event.peak >= entry.drip_floor:
-            counts.drips += 1
-            counts.drip_sum += event.peak
-    counts.evasions += event.evasion
-    counts.escalations += _escalates(history, event, entry)
+    if len(history.counted) > len(history.decisions):
+        del history.counted[0]
     return True
 
 
-def features(history: pb.ActorHistory, tenant_id: str, policy: ActorPolicy) -> pb.ActorFeatures:
-    """What the policy's rules see: the counts at the time of the newest decision."""
-    newest = history.newest_unix_nano
-    last_hour = newest // _HOUR_NANOS
-    half_life = policy.entry.half_life_hours * _HOUR_NANOS
+def features(
+    history: pb.ActorHistory, tenant_id: str, policy: ActorPolicy, as_of: int | None = None
+) -> pb.ActorFeatures:
+    """What the policy's rules see: the counts at the time of the newest decision, or of an earlier one, ``as_of``, Unix
+    nanoseconds. What the window has left behind since is lost."""
+    newest = history.newest_unix_nano if as_of is None else as_of
+    last_hour = newest // HOUR_NANOS
+    half_life = policy.entry.half_life_hours * HOUR_NANOS
     # Sums by field, in plain Python: a history may have hundreds of hours.
     nothing: list[Any] = [0] * len(_FIELDS)
     hour, day, window, decayed = (list(nothing) for _ in range(4))
     for one in history.hours:
+        if one.hour > last_hour:
+            break
         # An hour's events count from its end, or from the newest decision where that is sooner.
-        age = newest - min((one.hour + 1) * _HOUR_NANOS, newest)
+        age = newest - min((one.hour + 1) * HOUR_NANOS, newest)
         weight = 0.5 ** (age / half_life)
         stretches = [window]
         if one.hour > last_hour - _DAY_HOURS:
@@ -152,7 +152,7 @@ def standing(history: pb.ActorHistory, tenant_id: str, actor_id: str, policy: Ac
         ends = now + rule.lasts_nanos
         if rule.standing > given.standing or ends >= given.expires_unix_nano:
             given.standing, given.rule_id, given.reason_code = rule.standing, rule.rule_id, rule.reason_code
-            given.expires_unix_nano = ends
+            given.expires_unix_nano, given.given_unix_nano = ends, now
     made = pb.ActorStanding(
         tenant_id=tenant_id,
         actor_id=actor_id,
@@ -170,6 +170,20 @@ def standing(history: pb.ActorHistory, tenant_id: str, actor_id: str, policy: Ac
     for kind, count, pressure in sorted(_kinds(seen, policy), key=lambda one: (-one[2], one[0])):
         made.reasons.add(kind=kind, count=count, pressure=pressure)
     return made
+
+
+def reconsider(history: pb.ActorHistory, tenant_id: str, policy: ActorPolicy) -> None:
+    """Something was taken out of the counts: of a standing stays, in place, what would have been given without it."""
+    given = history.given
+    if not given.standing:
+        return
+    at = given.given_unix_nano or history.newest_unix_nano
+    rule = policy.judge(features(history, tenant_id, policy, at)).rule
+    if rule is None:
+        given.Clear()
+    elif rule.standing < given.standing:
+        given.standing, given.rule_id, given.reason_code = rule.standing, rule.rule_id, rule.reason_code
+        given.expires_unix_nano = at + rule.lasts_nanos
 
 
 def _counted(one: pb.HourCounts) -> tuple[float, ...]:
@@ -196,26 +210,6 @@ def _kinds(seen: pb.ActorFeatures, policy: ActorPolicy) -> list[tuple[pb.ReasonK
     return [one for one in kinds if one[1]]
 
 
-def _forget(history: pb.ActorHistory, oldest: int) -> None:
-    gone = 0
-    while gone < len(history.hours) and history.hours[gone].hour <= oldest:
-        gone += 1
-    del history.hours[:gone]
-
-
-def _hour(history: pb.ActorHistory, hour: int) -> pb.HourCounts:
-    """The counts of an hour; decisions of several partitions come out of order, if not by much."""
-    place = len(history.hours)
-    while place and history.hours[place - 1].hour > hour:
-        place -= 1
-    if place and history.hours[place - 1].hour == hour:
-        return history.hours[place - 1]
-    if place == len(history.hours):
-        return history.hours.add(hour=hour)
-    history.hours.insert(place, pb.HourCounts(hour=hour))
-    return history.hours[place]
-
-
 def _escalates(history: pb.ActorHistory, event: pb.ActorEvent, entry: ActorsEntry) -> bool:
     """Whether this event is the last of `rises` in its conversation; the count then begins anew."""
     if not event.conversation_id:
@@ -233,11 +227,3 @@ def _escalates(history: pb.ActorHistory, event: pb.ActorEvent, entry: ActorsEntr
     if len(history.conversations) > MAX_CONVERSATIONS:
         del history.conversations[0]
     return escalates
-
-
-def _short(decision_id: str) -> int:
-    """The first 8 bytes of a decision id, 32 hex digits; of anything else, a digest of it would do as well."""
-    try:
-        return int(decision_id[:16], 16)
-    except ValueError:
-        return 0

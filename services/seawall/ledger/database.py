@@ -29,6 +29,7 @@ from seawall.ledger.tables import (
     FILLED,
     decision_counts,
     decision_totals,
+    overrides,
     verdict_counts,
     verdict_totals,
 )
@@ -214,6 +215,7 @@ def forget_days(engine: Engine, keep_days: int, today: date | None = None) -> in
         else:
             for table in DAILY:
                 gone += connection.execute(delete(table).where(table.c.day < first)).rowcount > 0
+        connection.execute(delete(overrides).where(overrides.c.day < first))
         for hours in (verdict_counts, verdict_totals):
             connection.execute(delete(hours).where(hours.c.hour < _begin(first) // HOUR_NANOS))
         counted = max(first, today - timedelta(days=_MINUTES_KEPT_DAYS))

@@ -30,7 +30,8 @@ class Engine:
     """Materialises one topic until it is told to stop.
 
     Args:
-        add: `Rows.add_decision` or `Rows.add_dead_letter`.
+        add: `Rows.add_decision` or another of its methods.
+        compacted: the topic drops what it has a newer word on; such gaps are none.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Engine:
         writer: Writer,
         settings: LedgerSettings,
         observer: StreamObserver,
+        compacted: bool = False,
     ) -> None:
         self._topic = topic
         self._add = add
         self._writer = writer
         self._settings = settings
         self._observer = observer
+        self._compacted = compacted
         self._consumer = broker.consumer(group, [topic], instance=member, listener=self)
         self._next: dict[TopicPartition, int] = {}
         self._stopping = asyncio.Event()
@@ -93,7 +96,7 @@ class Engine:
             expected = self._next.get(partition)
             if expected is None or not records:
                 continue  # revoked while the poll was on its way
-            missed = max(0, records[0].offset - expected)
+            missed = 0 if self._compacted else max(0, records[0].offset - expected)
             if missed:
                 self._observer.event("records_missed", topic=self._topic, partition=partition.partition, records=missed)
             for record in records:

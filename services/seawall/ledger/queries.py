@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, and_, func, or_, select
+from sqlalchemy import Column, Connection, Engine, RowMapping, Select, and_, func, or_, select
 
 from seawall.api.dead_letter.v1 import dead_letter_pb2
+from seawall.api.decision.v1 import decision_pb2
 from seawall.ledger.database import retryable
 from seawall.ledger.tables import (
     artefact_set_uses,
@@ -18,6 +19,7 @@ from seawall.ledger.tables import (
     contents,
     dead_letters,
     decisions,
+    overrides,
     positions,
     unreadable,
 )
@@ -28,6 +30,8 @@ MAX_PAGE: Final = 500
 _MAX_SETS: Final = 200
 #: Of a dead letter that nobody has dealt with.
 UNRESOLVED: Final = dead_letter_pb2.RESOLUTION_UNSPECIFIED
+#: Outcome of an override that was taken back.
+WITHDRAWN: Final = decision_pb2.OUTCOME_UNSPECIFIED
 #: 9999-12-31T23:59:59Z
 _LAST_SECOND: Final = 253_402_300_799
 
@@ -57,6 +61,8 @@ class Filter:
     #: Decided at or after, and before; Unix nanoseconds.
     since: int | None = None
     until: int | None = None
+    #: Only those on which a person has the last word: of each generation the decision that counted before.
+    overridden: bool = False
 
 
 def find(
@@ -93,13 +99,31 @@ def _query(wanted: Filter, after: Cursor | None, *, with_summary: bool) -> Selec
         about = select(contents.c.day, contents.c.decision_id).where(contents.c.sha256 == wanted.content)
         found = about.distinct().subquery()
         query = query.join(found, and_(found.c.day == columns.day, found.c.decision_id == columns.decision_id))
+    if wanted.overridden:
+        # From the few that are, in their own order, which is that of the decisions that they name. By their key alone:
+        # with the generation beside it SQLite goes through every decision of an outcome or actor first.
+        said = overrides.c
+        named = and_(said.day == columns.day, said.decision_id == columns.decision_id)
+        query = query.join(overrides, named).where(said.outcome != WITHDRAWN)
+        return _page(query, said.decided_unix_nano, said.decision_id, wanted, after)
+    return _page(query, columns.decided_unix_nano, columns.decision_id, wanted, after)
+
+
+def _page(
+    query: Select[Any], decided: Column[Any], decision_id: Column[Any], wanted: Filter, after: Cursor | None
+) -> Select[Any]:
+    """Newest first, between the filter's times, behind the cursor."""
+    if wanted.since is not None:
+        query = query.where(decided >= wanted.since)
+    if wanted.until is not None:
+        query = query.where(decided < wanted.until)
     if after is not None:
         # The first condition alone is a range of the index: without it a deep page would be read from the newest on.
         query = query.where(
-            columns.decided_unix_nano <= after.decided_unix_nano,
-            or_(columns.decided_unix_nano < after.decided_unix_nano, columns.decision_id < after.decision_id),
+            decided <= after.decided_unix_nano,
+            or_(decided < after.decided_unix_nano, decision_id < after.decision_id),
         )
-    return query.order_by(columns.decided_unix_nano.desc(), columns.decision_id.desc())
+    return query.order_by(decided.desc(), decision_id.desc())
 
 
 def _days(wanted: Filter, after: Cursor | None) -> list[Any]:
@@ -159,7 +183,6 @@ def _newest(row: RowMapping) -> Cursor:
 def _conditions(wanted: Filter) -> list[Any]:
     columns = decisions.c
     equal = {
-        columns.tenant_id: wanted.tenant_id,
         columns.generation_id: wanted.generation_id,
         columns.actor_id: wanted.actor_id,
         columns.outcome: wanted.outcome,
@@ -167,11 +190,25 @@ def _conditions(wanted: Filter) -> list[Any]:
         columns.trace_id: wanted.trace_id,
     }
     conditions: list[Any] = [column == value for column, value in equal.items() if value is not None]
-    if wanted.since is not None:
-        conditions.append(columns.decided_unix_nano >= wanted.since)
-    if wanted.until is not None:
-        conditions.append(columns.decided_unix_nano < wanted.until)
+    if wanted.tenant_id is not None:
+        theirs = columns.tenant_id == wanted.tenant_id
+        if wanted.overridden:
+            # A late signal's decision names no tenant; the word on it does.
+            theirs = or_(theirs, and_(columns.tenant_id == "", overrides.c.tenant_id == wanted.tenant_id))
+        conditions.append(theirs)
     return conditions
+
+
+def overrides_of(db: Engine, generation_ids: Collection[str]) -> dict[str, RowMapping]:
+    """A person's last word on each of these generations, by their ids, withdrawals included; a page's at most.
+
+    Raises Retryable and Fatal as `database.retryable`.
+    """
+    if not generation_ids:
+        return {}
+    query = select(overrides).where(overrides.c.generation_id.in_(generation_ids))
+    with retryable("look up overrides"), db.connect() as connection:
+        return {row["generation_id"]: row for row in connection.execute(query).mappings()}
 
 
 def find_dead_letters(

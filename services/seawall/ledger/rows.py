@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from seawall.api.dead_letter.v1 import dead_letter_pb2
 from seawall.api.decision.v1 import decision_pb2
+from seawall.api.override.v1 import override_pb2
 from seawall.api.signal.v1 import signal_pb2
 from seawall.core.errors import Poison
 from seawall.ledger.counts import Verdict, verdicts
@@ -49,6 +50,8 @@ class Rows:
     dead_letters: list[Row] = field(default_factory=list)
     #: What became of letters, in the order it was read: parameters of the writer's update.
     resolutions: list[Row] = field(default_factory=list)
+    #: In the order they were read: of several about a generation the last counts.
+    overrides: list[Row] = field(default_factory=list)
     unreadable: list[Row] = field(default_factory=list)
     #: Artefact sets by their artefacts as they came: most decisions of a batch rest on the same.
     _keys: dict[tuple[bytes, ...], str] = field(default_factory=dict)
@@ -56,7 +59,7 @@ class Rows:
     @property
     def records(self) -> int:
         """How many records they are of."""
-        return sum(map(len, (self.decisions, self.dead_letters, self.resolutions, self.unreadable)))
+        return sum(map(len, (self.decisions, self.dead_letters, self.resolutions, self.overrides, self.unreadable)))
 
     @property
     def days(self) -> set[date]:
@@ -117,6 +120,39 @@ class Rows:
                 "resolution": dead_letter_pb2.RESOLUTION_UNSPECIFIED,
                 "resolved_by": "",
                 "last_offset": record.offset,
+            }
+        )
+
+    def add_override(self, record: Record) -> None:
+        """The row of one record of overrides.v1."""
+        try:
+            said = override_pb2.Override.FromString(record.value or b"")
+            if len(said.override_id) != 32 or not said.generation_id:
+                raise Poison("INCOMPLETE", "override_id or generation_id is missing")
+        except DecodeError:
+            self._unreadable(record, "UNDECODABLE")
+            return
+        except Poison as error:
+            self._unreadable(record, error.reason)
+            return
+        decided = min(said.decided_unix_nano or said.made_unix_nano, _LAST)
+        self.overrides.append(
+            {
+                "generation_id": fitting(said.generation_id, 160),
+                "override_id": fitting(said.override_id, 32),
+                "tenant_id": fitting(said.tenant_id, 160),
+                "actor_id": fitting(said.actor_id, 160),
+                "outcome": said.outcome,
+                "outcome_before": said.outcome_before,
+                "reason_code": fitting(said.reason_code, 64),
+                "made_by": fitting(said.by, 160),
+                "made_unix_nano": min(said.made_unix_nano, _LAST),
+                "day": datetime.fromtimestamp(decided // _NANOS, UTC).date(),
+                "decision_id": fitting(said.decision_id, 32),
+                "decided_unix_nano": decided,
+                "decision_ids": [fitting(one, 32) for one in said.decision_ids],
+                "partition": record.partition,
+                "offset": record.offset,
             }
         )
 

@@ -61,7 +61,7 @@ async def _run(settings: LedgerSettings) -> None:
     collect_rarely()
     observer = StreamObserver(ROOM)
     group, member = f"{settings.kafka.topic_prefix}{ROOM}", settings.kafka.instance
-    # Two groups, because their topics have different numbers of partitions.
+    # A group each, because their topics have different numbers of partitions.
     engines = [
         Engine(
             broker=broker,
@@ -72,10 +72,12 @@ async def _run(settings: LedgerSettings) -> None:
             writer=Writer(db),
             settings=settings,
             observer=observer,
+            compacted=topic == names.overrides,
         )
         for topic, name, add in (
             (names.decisions, group, Rows.add_decision),
             (names.dead_letters, f"{group}.dead_letters", Rows.add_dead_letter),
+            (names.overrides, f"{group}.overrides", Rows.add_override),
         )
     ]
     loop = asyncio.get_running_loop()

@@ -125,6 +125,31 @@ dead_letters: Final = Table(
     Index("dead_letters_by_room", "room", "reason", "resolution", "create_unix_nano"),
 )
 
+#: The last word of a person on a generation, as overrides.v1 keeps it; outcome 0: withdrawn.
+overrides: Final = Table(
+    "overrides",
+    metadata,
+    Column("generation_id", String(_ID), primary_key=True),
+    Column("override_id", String(32), nullable=False),
+    Column("tenant_id", String(_ID), nullable=False),
+    Column("actor_id", String(_ID), nullable=False),
+    Column("outcome", SmallInteger, nullable=False),
+    Column("outcome_before", SmallInteger, nullable=False),
+    Column("reason_code", String(64), nullable=False),
+    # An account or a pseudonym.
+    Column("made_by", String(_ID), nullable=False),
+    Column("made_unix_nano", BigInteger, nullable=False),
+    # Of the decisions that the person had seen, the one that counted: the key of its row.
+    Column("day", Date, nullable=False),
+    Column("decision_id", String(32), nullable=False),
+    Column("decided_unix_nano", BigInteger, nullable=False),
+    # All of them, by their ids.
+    Column("decision_ids", JSON, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Index("overrides_by_time", "decided_unix_nano", "decision_id"),
+)
+
 #: Records that could not be read: what a search cannot find must be visible.
 unreadable: Final = Table(
     "unreadable",
@@ -230,6 +255,7 @@ FILLED: Final = (
     artefact_sets,
     artefact_set_uses,
     dead_letters,
+    overrides,
     unreadable,
     positions,
     decision_counts,

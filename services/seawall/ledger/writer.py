@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BindParameter, Connection, Engine, Table, bindparam, case, select, update
+from sqlalchemy import BindParameter, Column, Connection, Engine, Table, bindparam, case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from seawall.ledger.counts import artefact_rows, decision_count_rows, total_rows, use_rows, verdict_count_rows
@@ -20,6 +20,7 @@ from seawall.ledger.tables import (
     decision_counts,
     decision_totals,
     decisions,
+    overrides,
     positions,
     unreadable,
     verdict_counts,
@@ -68,6 +69,7 @@ class Writer:
             self._add(connection, contents, rows.contents)
             self._add(connection, artefact_sets, [row for found in sets.values() for row in found])
             self._letters(connection, rows)
+            self._newest(connection, overrides, rows.overrides, overrides.c.offset)
             self._add(connection, unreadable, rows.unreadable)
             # Last, because every writer of a minute waits for its row.
             counted, said = decision_count_rows(new), verdict_count_rows(new, rows.verdicts)
@@ -134,18 +136,25 @@ class Writer:
         if rows:
             connection.execute(self._insert(table).on_conflict_do_nothing(), rows)
 
+    def _newest(
+        self, connection: Connection, table: Table, rows: Sequence[Row], at: Column[int], changed: Sequence[str] = ()
+    ) -> None:
+        """Rows of which the one furthest up the log counts, by column ``at``; it changes ``changed``, else all."""
+        if not rows:
+            return
+        new = self._insert(table)
+        newest = new.on_conflict_do_update(
+            index_elements=list(table.primary_key),
+            set_={name: new.excluded[name] for name in changed or rows[0]},
+            where=new.excluded[at.name] > at,
+        )
+        connection.execute(newest, rows)
+
     def _letters(self, connection: Connection, rows: Rows) -> None:
         """Letters, and what became of them. The newest record about a letter counts: one that is repeated after it was
         dealt with is open again."""
-        if rows.dead_letters:
-            new = self._insert(dead_letters)
-            changed = ("resolution", "resolved_by", "last_offset")
-            again = new.on_conflict_do_update(
-                index_elements=[dead_letters.c.dead_letter_id],
-                set_={name: new.excluded[name] for name in changed},
-                where=new.excluded.last_offset > dead_letters.c.last_offset,
-            )
-            connection.execute(again, rows.dead_letters)
+        changed = ("resolution", "resolved_by", "last_offset")
+        self._newest(connection, dead_letters, rows.dead_letters, dead_letters.c.last_offset, changed)
         if rows.resolutions:
             letter = dead_letters.c
             at: BindParameter[int] = bindparam("at")

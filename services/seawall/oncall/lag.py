@@ -40,9 +40,10 @@ def groups(names: TopicNames) -> list[Group]:
     return [
         *(Group(f"{stage}.relay", f"{prefix}{stage}", (names.generations,)) for stage in STAGES),
         Group("aggregator", f"{prefix}aggregator", (names.generations, names.signals)),
-        Group("actor_history", f"{prefix}actor_history", (names.decisions, names.actor_events)),
+        Group("actor_history", f"{prefix}actor_history", (names.decisions, names.overrides, names.actor_events)),
         Group("ledger", f"{prefix}ledger", (names.decisions,)),
         Group("ledger", f"{prefix}ledger.dead_letters", (names.dead_letters,)),
+        Group("ledger", f"{prefix}ledger.overrides", (names.overrides,)),
     ]
 
 

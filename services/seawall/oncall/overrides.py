@@ -16,6 +16,7 @@ from seawall.api.override.v1.override_pb2 import Override
 from seawall.core import identity
 from seawall.core.clock import Clock, SystemClock
 from seawall.core.errors import Fatal
+from seawall.local import verdict
 from seawall.oncall import decisions
 from seawall.runtime.broker import Broker, Output
 from seawall.runtime.scan import scan
@@ -68,10 +69,10 @@ async def plan(
         raise Fatal(
             "NOT_FOUND", f"{names.decisions} holds no decision of {generation_id}: there is nothing to override"
         )
-    if not outcome:
-        before = await of_generation(broker, names.overrides, generation_id)
-        if before is None or not before.outcome:
-            raise Fatal("NOTHING_TO_WITHDRAW", f"nothing that a person said counts for {generation_id}")
+    before = await of_generation(broker, names.overrides, generation_id)
+    if not outcome and (before is None or not before.outcome):
+        raise Fatal("NOTHING_TO_WITHDRAW", f"nothing that a person said counts for {generation_id}")
+    decided = verdict.effective(known)
     now = (clock or SystemClock()).now_nanos()
     return Override(
         override_id=identity.override_id(generation_id, by, now, outcome),
@@ -82,6 +83,10 @@ async def plan(
         by=by,
         made_unix_nano=now,
         decision_ids=[one.decision_id for one in known],
+        actor_id=next((one.actor_id for one in known if one.actor_id), ""),
+        outcome_before=verdict.outcome(known, before) or decision_pb2.OUTCOME_UNSPECIFIED,
+        decision_id=decided.decision_id if decided else "",
+        decided_unix_nano=decided.decided_unix_nano if decided else 0,
     )
 
 

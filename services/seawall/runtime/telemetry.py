@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 HEADER = "traceparent"
 #: Links of one batch span; a larger batch names its first ones.
 MAX_LINKS = 64
+#: After an export that failed, spans are dropped for so long before the next is tried.
+AWAY_SECONDS = 5.0
 
 _HEX = frozenset("0123456789abcdef")
 _EMPTY_CONTEXT = Context()
@@ -318,27 +320,39 @@ class CountingProcessor(BatchSpanProcessor):
 
 
 class _CountingExporter(SpanExporter):
-    def __init__(self, exporter: SpanExporter) -> None:
+    """Counts what is lost, and leaves a collector that is away alone for a while: encoding spans for nobody, connecting
+    and trying again cost more than a collector that answers."""
+
+    def __init__(self, exporter: SpanExporter, clock: Callable[[], float] = time.monotonic) -> None:
         self._exporter = exporter
+        self._clock = clock
         self._failing = False
+        self._again_at = 0.0
         self.taken = 0
         self.failed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.taken += len(spans)
+        if self._failing and self._clock() < self._again_at:
+            return self._lost(spans)
         error: Exception | None = None
         try:
             result = self._exporter.export(spans)
         except Exception as caught:
             result, error = SpanExportResult.FAILURE, caught
-        if result is SpanExportResult.FAILURE:
-            self.failed += len(spans)
-            metrics.SPANS_DROPPED.add(len(spans), {metrics.DROP_CAUSE: "export_failed"})
-            if not self._failing:
-                # Once per outage: the metric tells the rest.
-                _log.warning("spans cannot be exported", exporter=type(self._exporter).__name__, exc_info=error)
-        self._failing = result is SpanExportResult.FAILURE
-        return result
+        if result is SpanExportResult.SUCCESS:
+            self._failing = False
+            return result
+        if not self._failing:
+            # Once per outage: the metric tells the rest.
+            _log.warning("spans cannot be exported", exporter=type(self._exporter).__name__, exc_info=error)
+        self._failing, self._again_at = True, self._clock() + AWAY_SECONDS
+        return self._lost(spans)
+
+    def _lost(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.failed += len(spans)
+        metrics.SPANS_DROPPED.add(len(spans), {metrics.DROP_CAUSE: "export_failed"})
+        return SpanExportResult.FAILURE
 
     def shutdown(self) -> None:
         self._exporter.shutdown()

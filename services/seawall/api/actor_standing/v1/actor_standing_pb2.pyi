@@ -312,6 +312,7 @@ class ActorEvent(_message.Message):
     EVASION_FIELD_NUMBER: _builtins.int
     DECIDED_UNIX_NANO_FIELD_NUMBER: _builtins.int
     DECISION_RECORD_FIELD_NUMBER: _builtins.int
+    OVERRIDE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     actor_id: _builtins.str
     conversation_id: _builtins.str
@@ -325,6 +326,12 @@ class ActorEvent(_message.Message):
     def decision_record(self) -> _generation_pb2.RecordCoordinates:
         """Where it stands in decisions.v1."""
 
+    @_builtins.property
+    def override(self) -> Global___ActorOverride:
+        """Set where this is no decision but a person's word on one generation's; of the fields above only `tenant_id`,
+        `actor_id` and `decided_unix_nano` are, the last of the decision that counted before.
+        """
+
     def __init__(
         self,
         *,
@@ -337,14 +344,53 @@ class ActorEvent(_message.Message):
         evasion: _builtins.bool = ...,
         decided_unix_nano: _builtins.int = ...,
         decision_record: _generation_pb2.RecordCoordinates | None = ...,
+        override: Global___ActorOverride | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision_record", b"decision_record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision_record", b"decision_record", "override", b"override"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "conversation_id", b"conversation_id", "decided_unix_nano", b"decided_unix_nano", "decision_id", b"decision_id", "decision_record", b"decision_record", "evasion", b"evasion", "outcome", b"outcome", "peak", b"peak", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "conversation_id", b"conversation_id", "decided_unix_nano", b"decided_unix_nano", "decision_id", b"decision_id", "decision_record", b"decision_record", "evasion", b"evasion", "outcome", b"outcome", "override", b"override", "peak", b"peak", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ActorEvent: _TypeAlias = ActorEvent  # noqa: Y015
+
+@_typing.final
+class ActorOverride(_message.Message):
+    """A person's word on decisions, as far as the history needs it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """First 8 bytes of a digest of the generation's id."""
+    outcome: _decision_pb2.Outcome.ValueType
+    """OUTCOME_UNSPECIFIED: an earlier word is taken back."""
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """First 8 bytes of the ids of the decisions that the person had seen, the newest ones."""
+
+    @_builtins.property
+    def record(self) -> _generation_pb2.RecordCoordinates:
+        """Where it stands in overrides.v1."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        outcome: _decision_pb2.Outcome.ValueType = ...,
+        decisions: _abc.Iterable[_builtins.int] | None = ...,
+        record: _generation_pb2.RecordCoordinates | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "generation", b"generation", "outcome", b"outcome", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActorOverride: _TypeAlias = ActorOverride  # noqa: Y015
 
 @_typing.final
 class HourCounts(_message.Message):
@@ -425,10 +471,13 @@ class GivenStanding(_message.Message):
     RULE_ID_FIELD_NUMBER: _builtins.int
     REASON_CODE_FIELD_NUMBER: _builtins.int
     EXPIRES_UNIX_NANO_FIELD_NUMBER: _builtins.int
+    GIVEN_UNIX_NANO_FIELD_NUMBER: _builtins.int
     standing: Global___Standing.ValueType
     rule_id: _builtins.str
     reason_code: _builtins.str
     expires_unix_nano: _builtins.int
+    given_unix_nano: _builtins.int
+    """Log time of the newest decision when it was given, or last renewed."""
     def __init__(
         self,
         *,
@@ -436,14 +485,81 @@ class GivenStanding(_message.Message):
         rule_id: _builtins.str = ...,
         reason_code: _builtins.str = ...,
         expires_unix_nano: _builtins.int = ...,
+        given_unix_nano: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_unix_nano", b"expires_unix_nano", "reason_code", b"reason_code", "rule_id", b"rule_id", "standing", b"standing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_unix_nano", b"expires_unix_nano", "given_unix_nano", b"given_unix_nano", "reason_code", b"reason_code", "rule_id", b"rule_id", "standing", b"standing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GivenStanding: _TypeAlias = GivenStanding  # noqa: Y015
+
+@_typing.final
+class CountedDecision(_message.Message):
+    """What one decision adds by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOUR_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DRIP_FIELD_NUMBER: _builtins.int
+    EVASION_FIELD_NUMBER: _builtins.int
+    ESCALATION_FIELD_NUMBER: _builtins.int
+    hour: _builtins.int
+    """Hours since 1970."""
+    outcome: _decision_pb2.Outcome.ValueType
+    drip: _builtins.float
+    """Of a decision that counts as a drip, its score."""
+    evasion: _builtins.bool
+    escalation: _builtins.bool
+    def __init__(
+        self,
+        *,
+        hour: _builtins.int = ...,
+        outcome: _decision_pb2.Outcome.ValueType = ...,
+        drip: _builtins.float = ...,
+        evasion: _builtins.bool = ...,
+        escalation: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drip", b"drip", "escalation", b"escalation", "evasion", b"evasion", "hour", b"hour", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountedDecision: _TypeAlias = CountedDecision  # noqa: Y015
+
+@_typing.final
+class KeptOverride(_message.Message):
+    """A person's word that is in force. What it names adds nothing by itself; the word does, once, unless it is ALLOW."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    HOUR_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    outcome: _decision_pb2.Outcome.ValueType
+    hour: _builtins.int
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        outcome: _decision_pb2.Outcome.ValueType = ...,
+        decisions: _abc.Iterable[_builtins.int] | None = ...,
+        hour: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "generation", b"generation", "hour", b"hour", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptOverride: _TypeAlias = KeptOverride  # noqa: Y015
 
 @_typing.final
 class ActorHistory(_message.Message):
@@ -471,12 +587,35 @@ class ActorHistory(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class OverridesAppliedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     APPLIED_FIELD_NUMBER: _builtins.int
     HOURS_FIELD_NUMBER: _builtins.int
     CONVERSATIONS_FIELD_NUMBER: _builtins.int
     DECISIONS_FIELD_NUMBER: _builtins.int
     NEWEST_UNIX_NANO_FIELD_NUMBER: _builtins.int
     GIVEN_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    OVERRIDES_APPLIED_FIELD_NUMBER: _builtins.int
     newest_unix_nano: _builtins.int
     @_builtins.property
     def applied(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
@@ -496,6 +635,18 @@ class ActorHistory(_message.Message):
 
     @_builtins.property
     def given(self) -> Global___GivenStanding: ...
+    @_builtins.property
+    def counted(self) -> _containers.RepeatedCompositeFieldContainer[Global___CountedDecision]:
+        """What each decision adds: one for one with the end of `decisions` (a history begun by an earlier version has fewer)."""
+
+    @_builtins.property
+    def overrides(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptOverride]:
+        """The newest of those in force, the latest last. One may come before the decisions that it names."""
+
+    @_builtins.property
+    def overrides_applied(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """As `applied`, of overrides.v1."""
+
     def __init__(
         self,
         *,
@@ -505,10 +656,13 @@ class ActorHistory(_message.Message):
         decisions: _abc.Iterable[_builtins.int] | None = ...,
         newest_unix_nano: _builtins.int = ...,
         given: Global___GivenStanding | None = ...,
+        counted: _abc.Iterable[Global___CountedDecision] | None = ...,
+        overrides: _abc.Iterable[Global___KeptOverride] | None = ...,
+        overrides_applied: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["given", b"given"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "conversations", b"conversations", "decisions", b"decisions", "given", b"given", "hours", b"hours", "newest_unix_nano", b"newest_unix_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "conversations", b"conversations", "counted", b"counted", "decisions", b"decisions", "given", b"given", "hours", b"hours", "newest_unix_nano", b"newest_unix_nano", "overrides", b"overrides", "overrides_applied", b"overrides_applied"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

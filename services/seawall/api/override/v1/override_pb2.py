@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from seawall.api.decision.v1 import decision_pb2 as seawall_dot_api_dot_decision_dot_v1_dot_decision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&seawall/api/override/v1/override.proto\x12\x17seawall.api.override.v1\x1a&seawall/api/decision/v1/decision.proto\"\xcb\x01\n\x08Override\x12\x13\n\x0boverride_id\x18\x01 \x01(\t\x12\x15\n\rgeneration_id\x18\x02 \x01(\t\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x31\n\x07outcome\x18\x04 \x01(\x0e\x32 .seawall.api.decision.v1.Outcome\x12\x13\n\x0breason_code\x18\x05 \x01(\t\x12\n\n\x02\x62y\x18\x06 \x01(\t\x12\x16\n\x0emade_unix_nano\x18\x07 \x01(\x06\x12\x14\n\x0c\x64\x65\x63ision_ids\x18\x08 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&seawall/api/override/v1/override.proto\x12\x17seawall.api.override.v1\x1a&seawall/api/decision/v1/decision.proto\"\xc7\x02\n\x08Override\x12\x13\n\x0boverride_id\x18\x01 \x01(\t\x12\x15\n\rgeneration_id\x18\x02 \x01(\t\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x31\n\x07outcome\x18\x04 \x01(\x0e\x32 .seawall.api.decision.v1.Outcome\x12\x13\n\x0breason_code\x18\x05 \x01(\t\x12\n\n\x02\x62y\x18\x06 \x01(\t\x12\x16\n\x0emade_unix_nano\x18\x07 \x01(\x06\x12\x14\n\x0c\x64\x65\x63ision_ids\x18\x08 \x03(\t\x12\x10\n\x08\x61\x63tor_id\x18\t \x01(\t\x12\x38\n\x0eoutcome_before\x18\n \x01(\x0e\x32 .seawall.api.decision.v1.Outcome\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x0b \x01(\t\x12\x19\n\x11\x64\x65\x63ided_unix_nano\x18\x0c \x01(\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'seawall.api.override.v1.ove
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OVERRIDE']._serialized_start=108
-  _globals['_OVERRIDE']._serialized_end=311
+  _globals['_OVERRIDE']._serialized_end=435
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,10 @@ class Override(_message.Message):
     BY_FIELD_NUMBER: _builtins.int
     MADE_UNIX_NANO_FIELD_NUMBER: _builtins.int
     DECISION_IDS_FIELD_NUMBER: _builtins.int
+    ACTOR_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_BEFORE_FIELD_NUMBER: _builtins.int
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    DECIDED_UNIX_NANO_FIELD_NUMBER: _builtins.int
     override_id: _builtins.str
     """SHA-256 over generation, person, time and outcome, its first 32 hex digits."""
     generation_id: _builtins.str
@@ -45,6 +49,13 @@ class Override(_message.Message):
     """An account or a pseudonym."""
     made_unix_nano: _builtins.int
     """Unix nanoseconds, by that person's clock."""
+    actor_id: _builtins.str
+    """What readers would else have to look up. The actor whose generation it is; empty if nobody said."""
+    outcome_before: _decision_pb2.Outcome.ValueType
+    """What counted before this was said, an earlier word included."""
+    decision_id: _builtins.str
+    """Of the decisions seen, the one that counted, and its own time, Unix nanoseconds."""
+    decided_unix_nano: _builtins.int
     @_builtins.property
     def decision_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the person had seen. A decision that is not among them came later, and counts beside this."""
@@ -60,10 +71,14 @@ class Override(_message.Message):
         by: _builtins.str = ...,
         made_unix_nano: _builtins.int = ...,
         decision_ids: _abc.Iterable[_builtins.str] | None = ...,
+        actor_id: _builtins.str = ...,
+        outcome_before: _decision_pb2.Outcome.ValueType = ...,
+        decision_id: _builtins.str = ...,
+        decided_unix_nano: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "decision_ids", b"decision_ids", "generation_id", b"generation_id", "made_unix_nano", b"made_unix_nano", "outcome", b"outcome", "override_id", b"override_id", "reason_code", b"reason_code", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "by", b"by", "decided_unix_nano", b"decided_unix_nano", "decision_id", b"decision_id", "decision_ids", b"decision_ids", "generation_id", b"generation_id", "made_unix_nano", b"made_unix_nano", "outcome", b"outcome", "outcome_before", b"outcome_before", "override_id", b"override_id", "reason_code", b"reason_code", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
