@@ -32,9 +32,10 @@ from seawall.perceptual_hashing.plug_in_hashes import PlugInHashes
 from seawall.perceptual_hashing.signal_types import SignalExample, SignalHash
 from seawall.runtime.decoding import Frame, Pixels
 from tests.support import images
-from tests.support.bank_entries import card, wait_for
+from tests.support.bank_entries import card
 from tests.support.hashing_room import Room
 from tests.support.hashing_room import card as room_card
+from tests.support.waiting import wait_for
 
 
 def blocks(seed: int, side: int = 64) -> Pixels:

@@ -23,8 +23,9 @@ from seawall.perceptual_hashing.signal_types import SignalExample, SignalHash
 from seawall.runtime.broker import Output, TopicSpec
 from seawall.runtime.decoding import Pixels
 from seawall.runtime.kafka import KafkaBroker
-from tests.support.bank_entries import card, entry, random_words, removed, wait_for
+from tests.support.bank_entries import card, entry, random_words, removed
 from tests.support.kafka import client_settings, unique
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.kafka
 WORDS = random_words(50)

@@ -19,9 +19,10 @@ from seawall.runtime.broker import Output, TopicSpec
 from seawall.runtime.kafka import KafkaBroker
 from seawall.runtime.topics import TopicNames
 from tests.support import images, videos
-from tests.support.bank_entries import card, wait_for
+from tests.support.bank_entries import card
 from tests.support.hashing_room import SIZE, UNLISTED, Room
 from tests.support.kafka import client_settings, unique
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.kafka
 

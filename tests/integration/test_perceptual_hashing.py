@@ -31,9 +31,10 @@ from seawall.runtime.settings import ContentSettings
 from tests.support import images
 from tests.support.bank_entries import card as bank_card
 from tests.support.bank_entries import entry as bank_entry
-from tests.support.bank_entries import flipped, wait_for
+from tests.support.bank_entries import flipped
 from tests.support.hashing_room import LISTED, SIZE, UNLISTED, Room, card, original
 from tests.support.stages import sent
+from tests.support.waiting import wait_for
 
 OK, UNSCANNABLE, ERROR = (
     signal_pb2.ITEM_STATUS_OK,

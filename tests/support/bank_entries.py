@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,13 +61,3 @@ def entry(
 
 def removed(entry_id: str, bank: str = "own") -> bank_pb2.BankChange:
     return bank_changes.listed(bank, entry_id, {}, origin="test", state=bank_pb2.ENTRY_STATE_REMOVED)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Until it holds; a test that waits for long has failed."""
-    event = threading.Event()
-    for _ in range(1_000):
-        if condition():
-            return
-        event.wait(0.02)
-    raise AssertionError("it never held")

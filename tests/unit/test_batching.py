@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from seawall.classification.batching import Batcher, Row
 from seawall.core.errors import Poison
-from tests.support.bank_entries import wait_for
+from tests.support.waiting import wait_for
 
 WAIT = 20.0
 

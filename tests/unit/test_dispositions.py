@@ -20,7 +20,8 @@ from seawall.perceptual_hashing.hash_types import NEAR_EXACT
 from seawall.perceptual_hashing.live_banks import LiveBanks
 from seawall.perceptual_hashing.matcher import COUNTS, QUARANTINED, SUPPRESSED, Match, Matcher, contested
 from seawall.perceptual_hashing.settings import BankSettings
-from tests.support.bank_entries import card, entry, flipped, random_words, removed, wait_for
+from tests.support.bank_entries import card, entry, flipped, random_words, removed
+from tests.support.waiting import wait_for
 
 WORD = random_words(1)[0]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -35,6 +35,7 @@ _FIRST, _LAST = 946_684_800 * _NANOS, 7_258_118_400 * _NANOS
 _MOST_MATCHES: Final = 16
 
 Row = dict[str, Any]
+_Message = TypeVar("_Message")
 
 
 @dataclass
@@ -68,30 +69,13 @@ class Rows:
 
     def add_decision(self, record: Record) -> None:
         """The rows of one record of decisions.v1; of one that cannot be read, where it stands."""
-        try:
-            decision = decision_pb2.Decision.FromString(record.value or b"")
-            if len(decision.decision_id) != 32 or not decision.generation_id:
-                raise Poison("INCOMPLETE", "decision_id or generation_id is missing")
-            if not _FIRST <= decision.decided_unix_nano < _LAST:
-                raise Poison("BAD_TIME", "decided_unix_nano is no instant of this century or the next")
-        except DecodeError:
-            self._unreadable(record, "UNDECODABLE")
-        except Poison as error:
-            self._unreadable(record, error.reason)
-        else:
+        if (decision := self._parsed(record, _decision_of)) is not None:
             self._decision(decision, record)
 
     def add_dead_letter(self, record: Record) -> None:
         """The row of one record of dead_letters.v1: a letter, or what became of one."""
-        try:
-            letter = dead_letter_pb2.DeadLetter.FromString(record.value or b"")
-            if len(letter.dead_letter_id) != 32:
-                raise Poison("INCOMPLETE", "dead_letter_id is missing")
-        except DecodeError:
-            self._unreadable(record, "UNDECODABLE")
-            return
-        except Poison as error:
-            self._unreadable(record, error.reason)
+        letter = self._parsed(record, _letter_of)
+        if letter is None:
             return
         if letter.resolution:
             self.resolutions.append(
@@ -125,15 +109,8 @@ class Rows:
 
     def add_override(self, record: Record) -> None:
         """The row of one record of overrides.v1."""
-        try:
-            said = override_pb2.Override.FromString(record.value or b"")
-            if len(said.override_id) != 32 or not said.generation_id:
-                raise Poison("INCOMPLETE", "override_id or generation_id is missing")
-        except DecodeError:
-            self._unreadable(record, "UNDECODABLE")
-            return
-        except Poison as error:
-            self._unreadable(record, error.reason)
+        said = self._parsed(record, _override_of)
+        if said is None:
             return
         decided = min(said.decided_unix_nano or said.made_unix_nano, _LAST)
         self.overrides.append(
@@ -232,10 +209,43 @@ class Rows:
         self._keys[as_they_came] = key
         return key
 
+    def _parsed(self, record: Record, parse: Callable[[bytes], _Message]) -> _Message | None:
+        """The record's message; None: it cannot be read, and where it stands is noted."""
+        try:
+            return parse(record.value or b"")
+        except DecodeError:
+            self._unreadable(record, "UNDECODABLE")
+        except Poison as error:
+            self._unreadable(record, error.reason)
+        return None
+
     def _unreadable(self, record: Record, reason: str) -> None:
         self.unreadable.append(
             {"topic": record.topic, "partition": record.partition, "offset": record.offset, "reason": reason}
         )
+
+
+def _decision_of(value: bytes) -> decision_pb2.Decision:
+    decision = decision_pb2.Decision.FromString(value)
+    if len(decision.decision_id) != 32 or not decision.generation_id:
+        raise Poison("INCOMPLETE", "decision_id or generation_id is missing")
+    if not _FIRST <= decision.decided_unix_nano < _LAST:
+        raise Poison("BAD_TIME", "decided_unix_nano is no instant of this century or the next")
+    return decision
+
+
+def _letter_of(value: bytes) -> dead_letter_pb2.DeadLetter:
+    letter = dead_letter_pb2.DeadLetter.FromString(value)
+    if len(letter.dead_letter_id) != 32:
+        raise Poison("INCOMPLETE", "dead_letter_id is missing")
+    return letter
+
+
+def _override_of(value: bytes) -> override_pb2.Override:
+    said = override_pb2.Override.FromString(value)
+    if len(said.override_id) != 32 or not said.generation_id:
+        raise Poison("INCOMPLETE", "override_id or generation_id is missing")
+    return said
 
 
 def _summary(decision: decision_pb2.Decision, signals: Row) -> Row:
