@@ -43,7 +43,7 @@ from seawall.ledger import database, queries
 from seawall.ledger.queries import Cursor, Filter
 from seawall.ledger.rows import Row, Rows
 from seawall.ledger.settings import DatabaseSettings
-from seawall.ledger.tables import artefact_sets, contents, decisions
+from seawall.ledger.tables import artefact_sets, contents, decisions, overrides
 from seawall.runtime import logging
 from seawall.runtime.memory import InMemoryBroker
 from seawall.runtime.settings import TelemetrySettings
@@ -169,6 +169,12 @@ def make(name: str, address: str, count: int) -> None:
         fields, fifth = "day, {digest}, decision_id, 'output/0'", "generation_offset % 5 = 0"
         pictures = f"SELECT {fields} FROM decisions WHERE {fifth}".format(**_SQL[name])  # noqa: S608
         connection.execute(text(f"INSERT INTO contents (day, sha256, decision_id, item_id) {pictures}"))
+        # A person has looked at a tenth of what was not allowed, and allowed it.
+        said = "generation_id, decision_id, tenant_id, actor_id, 2, outcome, 'FALSE_POSITIVE', 'ada', decided_unix_nano"
+        where = """day, decision_id, decided_unix_nano, '[]', 0, "offset" FROM decisions"""
+        seen = "outcome > 2 AND generation_offset % 10 = 0"
+        names = ", ".join(f'"{column.name}"' for column in overrides.columns)
+        connection.execute(text(f"INSERT INTO overrides ({names}) SELECT {said}, {where} WHERE {seen}"))
         for table in (decisions, contents):
             for index in sorted(table.indexes, key=lambda index: str(index.name)):
                 index.create(connection)
@@ -236,6 +242,9 @@ def _searches(middle: Any, content: str, last: int) -> list[tuple[str, Filter, C
         ("model", Filter(artefact="classification-model"), None),
         ("list's version", Filter(artefact="perceptual_hashing-model", artefact_version="7"), None),
         ("tenant and outcome", Filter(tenant_id="tenant-3", outcome=BLOCK), None),
+        ("a person's word", Filter(overridden=True), None),
+        ("a person's word and outcome", Filter(overridden=True, outcome=BLOCK), None),
+        ("a person's word and tenant, from the middle on", Filter(overridden=True, tenant_id="tenant-3"), half),
         ("tenant, rule and time", Filter(tenant_id="tenant-3", rule_id="known-hash", since=last - WEEK // 2), None),
     ]
 
@@ -244,7 +253,7 @@ def _pages(middle: Any, last: int) -> list[str]:
     half = f"after={middle['decided_unix_nano']}.{middle['decision_id']}"
     hour = datetime.fromtimestamp(last // NANOS - 3_600, UTC).isoformat().replace("+00:00", "Z")
     actor = f"actor={middle['actor_id']}"
-    searches = ("", "outcome=BLOCK", "rule=known-hash", actor, f"tenant=tenant-3&since={hour}", half)
+    searches = ("", "outcome=BLOCK", "rule=known-hash", actor, f"tenant=tenant-3&since={hour}", half, "overridden=yes")
     return [
         "/",
         *(f"/decisions?{query}" for query in searches),

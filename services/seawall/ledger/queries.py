@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Column, Connection, Engine, RowMapping, Select, and_, func, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Engine, RowMapping, Select, and_, func, or_, select
 
 from seawall.api.dead_letter.v1 import dead_letter_pb2
 from seawall.api.decision.v1 import decision_pb2
@@ -182,21 +182,31 @@ def _newest(row: RowMapping) -> Cursor:
 
 def _conditions(wanted: Filter) -> list[Any]:
     columns = decisions.c
+    # For a person's words not by an index of theirs: PostgreSQL takes those to be far fewer than they are, and would
+    # look at every decision of an outcome or tenant for them.
+    outcome, rule_id, tenant_id = (
+        _unindexed(column) if wanted.overridden else column
+        for column in (columns.outcome, columns.rule_id, columns.tenant_id)
+    )
     equal = {
         columns.generation_id: wanted.generation_id,
         columns.actor_id: wanted.actor_id,
-        columns.outcome: wanted.outcome,
-        columns.rule_id: wanted.rule_id,
+        outcome: wanted.outcome,
+        rule_id: wanted.rule_id,
         columns.trace_id: wanted.trace_id,
     }
     conditions: list[Any] = [column == value for column, value in equal.items() if value is not None]
-    if wanted.tenant_id is not None:
-        theirs = columns.tenant_id == wanted.tenant_id
-        if wanted.overridden:
-            # A late signal's decision names no tenant; the word on it does.
-            theirs = or_(theirs, and_(columns.tenant_id == "", overrides.c.tenant_id == wanted.tenant_id))
-        conditions.append(theirs)
+    if wanted.tenant_id is not None and wanted.overridden:
+        # A late signal's decision names no tenant; the word on it does.
+        conditions += [overrides.c.tenant_id == wanted.tenant_id, tenant_id.in_([wanted.tenant_id, ""])]
+    elif wanted.tenant_id is not None:
+        conditions.append(tenant_id == wanted.tenant_id)
     return conditions
+
+
+def _unindexed(column: Column[Any]) -> ColumnElement[Any]:
+    """The column's value, by an expression that no index has."""
+    return func.coalesce(column, column)
 
 
 def overrides_of(db: Engine, generation_ids: Collection[str]) -> dict[str, RowMapping]:
