@@ -426,7 +426,7 @@ async def test_a_persons_word_stands_above_what_was_decided(tmp_path: Path) -> N
     assert (told["by"], told["reason_code"], told["before"]) == ("ada", "FALSE_POSITIVE", "BLOCK")
     assert [said[n]["override"] and said[n]["override"]["surpassed"] for n in range(4)] == [False, True, False, None]
     page = (await client.get("/decisions/g-0")).text
-    parts = ("A person's word", "ada", "FALSE_POSITIVE", "Decided was: ")
+    parts = ("A person's word", "ada", "FALSE_POSITIVE", "It was decided: ")
     assert sorted(page.index(part) for part in parts) == [page.index(part) for part in parts]
     assert "was decided since" in (await client.get("/decisions/g-1")).text
     assert "taken back" in (await client.get("/decisions/g-2")).text
