@@ -11,14 +11,16 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, Table, select
 
 from seawall.api.decision.v1 import decision_pb2
+from seawall.api.override.v1 import override_pb2
 from seawall.ledger import database
 from seawall.ledger.rows import Rows
 from seawall.ledger.settings import DatabaseSettings
-from seawall.ledger.tables import FILLED, contents, decisions, positions
+from seawall.ledger.tables import FILLED, contents, decisions, overrides, positions
 from seawall.ledger.writer import Writer
 from seawall.runtime.broker import Record
 from tests.bench import console as bench
 from tests.support import ledger_rows, postgresql
+from tests.support.records import OVERRIDES
 
 #: A few of each artefact set, and of each outcome.
 COUNT = 600
@@ -61,6 +63,10 @@ def test_a_ledger_filled_at_once_is_what_the_room_writes(filled: Engine, tmp_pat
     rows = Rows()
     for row in made:
         rows.add_decision(told(row, templates[row["artefact_set"]], pictures.get(row["decision_id"])))
+    words = rows_of(filled, overrides)
+    assert words, "bench console searches for what a person overrode"
+    for row in words:
+        rows.add_override(said(row))
     Writer(written).write(rows, {})
     for table in FILLED:
         if table is not positions:
@@ -84,3 +90,11 @@ def told(row: dict[str, Any], like: decision_pb2.Decision, picture: str | None) 
             if picture is None:
                 item.ClearField("hashes")
     return ledger_rows.record(row["offset"], decision.SerializeToString(), partition=row["partition"])
+
+
+def said(row: dict[str, Any]) -> Record:
+    """The record of overrides.v1 of which this row would come."""
+    word = override_pb2.Override(by=row["made_by"], decision_ids=row["decision_ids"])
+    for name in set(word.DESCRIPTOR.fields_by_name) - {"by", "decision_ids"}:
+        setattr(word, name, row[name])
+    return ledger_rows.record(row["offset"], word.SerializeToString(), topic=OVERRIDES, partition=row["partition"])
