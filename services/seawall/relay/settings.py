@@ -16,7 +16,7 @@ class EngineSettings(Group):
     max_rpcs: int = Field(default=2, ge=1, le=64)
     # A batch that is not full waits, at most so long, for the RPC in flight to end; an idle relay sends at once. So
     # batches grow with the load by themselves: the slower the answers, the more has gathered meanwhile.
-    linger_seconds: float = Field(default=0.02, ge=0, le=5)
+    linger_seconds: float = Field(default=0.15, ge=0, le=5)
     # Generations read and not yet acknowledged as signals. Above it, partitions are paused: this bounds the memory.
     max_in_flight: int = Field(default=256, ge=1, le=100_000)
     # How long one generation may take here, retries included; its own deadline may be sooner. Then: an ERROR signal.
