@@ -262,9 +262,9 @@ def _other_head(pack: Path, place: Path) -> Path:
 async def _second_head(report: Report, one: _Service, two: _Service, items: Sequence[Any], loop: _Loop) -> None:
     await flood(two.client, items, WARM, 32)
     added = []
-    for _ in range(FEW_TURNS):
-        alone = await _rate([one], one.client, items, BATCHED, 32)
-        both = await _rate([two], two.client, items, BATCHED, 32)
+    for _ in range(TURNS):
+        alone = await _rate([one], one.client, items, SINGLE, 32)
+        both = await _rate([two], two.client, items, SINGLE, 32)
         added.append((1 / both - 1 / alone) / await asyncio.to_thread(loop.bare_inference, 20))
     report.add("second head / its inference", median(added), 1.1, "<=")
 
