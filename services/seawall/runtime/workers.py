@@ -221,8 +221,6 @@ class Workers:
         begun = mine.begun
         if not mine.room:
             return _ready(begun, mine.patience)
-        if begun and (place := _ready(begun, 0)) is not None:
-            return place
         with self._lock:
             if self._queue or (self._stopped and not begun):
                 return None
