@@ -103,12 +103,17 @@ def test_a_worker_on_one_item_for_long_is_stuck() -> None:
 class Slow:
     """Work elsewhere that ends when it is told to."""
 
+    room = False
+
     def __init__(self, within: float = 60.0) -> None:
         self.due = time.monotonic() + within
         self._ours, self._theirs = socket.socketpair()
 
     def fileno(self) -> int:
         return self._ours.fileno()
+
+    def ready(self) -> bool:
+        return True
 
     def late(self) -> bool:
         return True
@@ -156,6 +161,21 @@ def test_the_next_item_is_begun_before_one_is_finished(slow: MakeSlow) -> None:
         work.end()
     assert run.says(4) == ["finish 0", "begin 2", "finish 1", "finish 2"]
     assert run.ended.wait(30)
+
+
+def test_more_items_are_begun_while_the_last_has_room_for_more(slow: MakeSlow) -> None:
+    items = [slow() for _ in range(BEGUN + 4)]
+    for item in items[: BEGUN + 1]:
+        item.room = True
+    run = Elsewhere(items)
+    run.workers.submit(run.job)
+    assert run.says(BEGUN + 2) == [f"begin {k}" for k in range(BEGUN + 2)]
+    items[0].end()
+    # There is room again for as many as ever, no more.
+    assert run.says(1) == ["finish 0"]
+    for item in items[1:]:
+        item.end()
+    assert run.says(2 * (BEGUN + 4) - (BEGUN + 3))[-1].startswith("finish")
 
 
 def test_an_item_that_takes_long_elsewhere_holds_up_no_other(slow: MakeSlow) -> None:

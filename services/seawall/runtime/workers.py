@@ -24,8 +24,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
-#: Items that one thread has begun and not finished, at most: one to finish, and one ahead. With more, a thread would
-#: hold what another has time for.
+#: Items that one thread has begun and not finished, unless the last has `Elsewhere.room` for more: one to finish, and
+#: one ahead. With more, a thread would hold what another has time for.
 BEGUN: Final = 2
 #: Items that one thread holds, at most. An inference of four pictures costs 8 % less than four of one, of eight hardly
 #: less than that, and the first of them waits for the last.
@@ -49,6 +49,16 @@ class Elsewhere(Protocol):
 
     def fileno(self) -> int:
         """A descriptor that can be read when the work is done; negative: there is nothing to wait for."""
+        ...
+
+    def ready(self) -> bool:
+        """The descriptor can be read; whether the work is done. If not, it cannot be read any more."""
+        ...
+
+    @property
+    def room(self) -> bool:
+        """Whether a thread that began this last may begin more than `BEGUN`: items so small that it matters more how
+        often the two wake each other."""
         ...
 
 
@@ -250,7 +260,9 @@ class _Items:
     @property
     def room(self) -> bool:
         """Whether another item may be begun."""
-        return len(self.begun) < BEGUN and len(self.begun) + len(self._held) < HELD
+        if self._held and len(self.begun) + len(self._held) >= HELD:
+            return False
+        return len(self.begun) < BEGUN or self.begun[-1][1].work.room
 
     @property
     def patience(self) -> float | None:
@@ -318,7 +330,7 @@ def _ready(begun: deque[tuple[Job, Begun]], timeout: float | None, bell: _Bell |
     """The place of one that can be finished or has waited long enough; None: the bell rang, or ``timeout`` (seconds,
     None: until the first is due) has passed."""
     poll = select.poll()
-    places = {}
+    places: dict[int, int] = {}
     until = float("inf")
     for place, (_, item) in enumerate(begun):
         descriptor = item.work.fileno()
@@ -334,7 +346,8 @@ def _ready(begun: deque[tuple[Job, Begun]], timeout: float | None, bell: _Bell |
     if timeout is None and begun:
         timeout = max(until - time.monotonic(), 0.0)
     for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000):
-        if descriptor in places:
-            return places[descriptor]
+        found = places.get(descriptor)
+        if found is not None and begun[found][1].work.ready():
+            return found
     now = time.monotonic()
     return next((place for place, (_, item) in enumerate(begun) if item.work.due <= now and item.work.late()), None)
