@@ -4,6 +4,7 @@ import queue
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
@@ -176,6 +177,70 @@ def test_more_items_are_begun_while_the_last_has_room_for_more(slow: MakeSlow) -
     for item in items[1:]:
         item.end()
     assert run.says(2 * (BEGUN + 4) - (BEGUN + 3))[-1].startswith("finish")
+
+
+class Twins:
+    """A job of two workers that begin as many items each; ``finish`` is called with the thread's ident."""
+
+    EACH = 6
+
+    def __init__(self, slow: MakeSlow, finish: Callable[[int], None]) -> None:
+        self.works = [slow() for _ in range(2 * self.EACH)]
+        for work in self.works:
+            work.room = True
+        self.ended = threading.Event()
+        self._finish = finish
+        self._together = threading.Barrier(2)
+        Workers(2, "test").submit(Job(len(self.works), self._begin, time.monotonic() + 60, self.ended.set))
+
+    def end(self) -> None:
+        for work in self.works:
+            work.end()
+
+    def _begin(self, position: int) -> Begun:
+        self._together.wait(30)
+        return Begun(self.works[position], lambda: self._finish(threading.get_ident()))
+
+
+def test_of_two_threads_with_many_items_one_finishes_at_a_time(slow: MakeSlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_FLOOR_SECONDS", 60.0)
+    left: Counter[int] = Counter()
+    side_by_side = [0]
+    most: list[int] = []
+
+    def finish(thread: int) -> None:
+        left[thread] += 1
+        if left[thread] > Twins.EACH - BEGUN:
+            # It has few items by now.
+            return
+        side_by_side[0] += 1
+        threading.Event().wait(0.005)
+        most.append(side_by_side[0])
+        side_by_side[0] -= 1
+
+    twins = Twins(slow, finish)
+    twins.end()
+    assert twins.ended.wait(30)
+    assert most == [1] * 2 * (Twins.EACH - BEGUN)
+
+
+def test_a_thread_that_hangs_on_an_item_holds_up_no_other(slow: MakeSlow) -> None:
+    hangs, others = threading.Event(), queue.SimpleQueue[int]()
+    first: list[int] = []
+
+    def finish(thread: int) -> None:
+        first.append(thread)
+        if len(first) == 1:
+            assert hangs.wait(30)
+        elif thread != first[0]:
+            others.put(thread)
+
+    twins = Twins(slow, finish)
+    twins.end()
+    for _ in range(Twins.EACH):
+        others.get(timeout=30)
+    hangs.set()
+    assert twins.ended.wait(30)
 
 
 def test_an_item_that_takes_long_elsewhere_holds_up_no_other(slow: MakeSlow) -> None:
