@@ -366,14 +366,14 @@ def test_answers_about_small_files_are_told_several_at_a_time(measuring: Isolate
     os.kill(pid, signal.SIGSTOP)
     while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
         threading.Event().wait(0.001)
-    line = measured(measuring, *[STILL] * 12)
+    line = measured(measuring, *[STILL] * 20)
     os.kill(pid, signal.SIGCONT)
     woken(line[0])
-    # Whoever is woken for one of them finds eight; the rest is told when there is nothing left to do.
-    for decoding in line[:8]:
+    # Whoever is woken for one of them finds sixteen; the rest is told when there is nothing left to do.
+    for decoding in line[:16]:
         assert decoding.fileno() < 0
         assert list(decoding) == told
-    for decoding in line[8:]:
+    for decoding in line[16:]:
         woken(decoding)
         assert list(decoding) == told
     assert measuring.pids == [pid]
@@ -404,11 +404,12 @@ def test_of_a_long_line_only_the_file_that_kills_is_lost(measuring: IsolatedDeco
 
 
 def test_a_line_is_bounded_by_places_and_by_bytes(measuring: IsolatedDecoder, alone: IsolatedDecoder) -> None:
-    line = measured(measuring, STILL)
+    small = images.encode(images.photograph("coffee", (160, 120)))
+    line = measured(measuring, small)
     while line[-1].room:
-        line += measured(measuring, STILL)
-    assert len(line) == 16
-    assert [len(list(decoding)) for decoding in line] == [1] * 16
+        line += measured(measuring, small)
+    assert len(line) == 32
+    assert [len(list(decoding)) for decoding in line] == [1] * 32
     (large,) = measured(measuring, STILL + bytes(2**21))
     assert not large.room
     large.close()

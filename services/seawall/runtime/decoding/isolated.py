@@ -32,7 +32,7 @@ _CRASH_LOOP: Final = 5
 _WALL_FACTOR: Final = 4
 #: Files that stand in line before a worker which says of them in a few bytes what is wanted; and of how many bytes, of
 #: which the last file may exceed it. While it is on one half, its thread is on the other: see `prefork_line`.
-_LINE: Final = 16
+_LINE: Final = 32
 _LINE_BYTES: Final = 2 * 1024 * 1024
 #: Workers for what stands behind a file that takes long.
 _SPARE: Final = 1

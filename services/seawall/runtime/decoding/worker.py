@@ -24,7 +24,7 @@ from seawall.runtime.decoding.unscannable import Reason, Unscannable
 Item = TypeVar("Item")
 
 #: Answers that are given before the service is woken for them, where more files wait.
-_ANSWERS: Final = 8
+_ANSWERS: Final = 16
 
 #: What is measured of frames, if anything; made in the helper, so that what it loads is shared.
 _measure: Measure | None = None
