@@ -361,12 +361,15 @@ def woken(decoding: Any) -> None:
 
 def test_answers_about_small_files_are_told_several_at_a_time(measuring: IsolatedDecoder) -> None:
     (expected,) = measured(measuring, STILL)
+    # Its bell has rung when the worker is stopped, and is silent before it goes on.
+    woken(expected)
     told = list(expected)
     (pid,) = measuring.pids
     os.kill(pid, signal.SIGSTOP)
     while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
         threading.Event().wait(0.001)
     line = measured(measuring, *[STILL] * 20)
+    assert not line[0].ready()
     os.kill(pid, signal.SIGCONT)
     woken(line[0])
     # Whoever is woken for one of them finds sixteen; the rest is told when there is nothing left to do.
