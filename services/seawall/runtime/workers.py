@@ -381,7 +381,7 @@ def _ready(
         timeout = max(until - time.monotonic(), 0.0)
     floor.leave()
     readable = poll.poll(None if timeout is None else timeout * 1000)
-    if len(begun) > BEGUN:
+    if readable and len(begun) > BEGUN:
         floor.take()
     for descriptor, _ in readable:
         found = places.get(descriptor)
