@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -313,7 +314,7 @@ def test_what_stands_behind_a_file_that_takes_long_moves_to_another_worker(monke
     try:
         before = decoder.pids
         endless, film = begun(decoder, ENDLESS, GIF)
-        assert endless.due > film.due
+        assert not endless.late()
         assert not film.late()
         # The other worker is this thread's now, and what comes next stands in line there.
         (last,) = begun(decoder, STILL)
@@ -337,6 +338,88 @@ def test_what_is_late_and_finds_no_worker_stays_where_it_is(alone: IsolatedDecod
     with pytest.raises(Unscannable, match="TOO_SLOW"):
         next(endless)
     assert numbers(last) == [0]
+
+
+@pytest.fixture
+def measuring() -> Iterator[IsolatedDecoder]:
+    """The same, which hashes: of small files it has a longer line."""
+    decoder = IsolatedDecoder(PATIENT.model_copy(update={"cpu_seconds": 1}), 1, hashing.MEASURE, **HASHES)
+    yield decoder
+    decoder.close()
+
+
+def measured(decoder: IsolatedDecoder, *files: bytes) -> list[Any]:
+    return [decoder.measured(data, "gray", 512, "", "512") for data in files]
+
+
+def woken(decoding: Any) -> None:
+    """Wait as a service's thread does."""
+    while decoding.fileno() >= 0:
+        assert select.select([decoding], [], [], 30)[0]
+        decoding.ready()
+
+
+def test_answers_about_small_files_are_told_several_at_a_time(measuring: IsolatedDecoder) -> None:
+    (expected,) = measured(measuring, STILL)
+    # Its bell has rung when the worker is stopped, and is silent before it goes on.
+    woken(expected)
+    told = list(expected)
+    (pid,) = measuring.pids
+    os.kill(pid, signal.SIGSTOP)
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        threading.Event().wait(0.001)
+    line = measured(measuring, *[STILL] * 20)
+    assert not line[0].ready()
+    os.kill(pid, signal.SIGCONT)
+    woken(line[0])
+    # Whoever is woken for one of them finds sixteen; the rest is told when there is nothing left to do.
+    for decoding in line[:16]:
+        assert decoding.fileno() < 0
+        assert list(decoding) == told
+    for decoding in line[16:]:
+        woken(decoding)
+        assert list(decoding) == told
+    assert measuring.pids == [pid]
+
+
+def test_an_answer_that_lies_behind_a_file_that_takes_long_is_found(measuring: IsolatedDecoder) -> None:
+    still, endless = measured(measuring, STILL, ENDLESS)
+    while not still.late():
+        threading.Event().wait(max(still.due - time.monotonic(), 0.0))
+    assert still.fileno() < 0
+    assert len(list(still)) == 1
+    assert not endless.late()
+    with pytest.raises(Unscannable, match="TOO_SLOW"):
+        next(endless)
+
+
+def test_of_a_long_line_only_the_file_that_kills_is_lost(measuring: IsolatedDecoder) -> None:
+    (before,) = measuring.pids
+    line = measured(measuring, STILL, STILL, ENDLESS, *[STILL] * 5)
+    found: list[Any] = []
+    for decoding in line:
+        try:
+            found.append(len(list(decoding)))
+        except Unscannable as error:
+            found.append(error.reason)
+    assert found == [1, 1, "TOO_SLOW", 1, 1, 1, 1, 1]
+    assert measuring.pids != [before]
+
+
+def test_a_line_is_bounded_by_places_and_by_bytes(measuring: IsolatedDecoder, alone: IsolatedDecoder) -> None:
+    small = images.encode(images.photograph("coffee", (160, 120)))
+    line = measured(measuring, small)
+    while line[-1].room:
+        line += measured(measuring, small)
+    assert len(line) == 32
+    assert [len(list(decoding)) for decoding in line] == [1] * 32
+    (large,) = measured(measuring, STILL + bytes(2**21))
+    assert not large.room
+    large.close()
+    # Who is given frames has none that another could have.
+    line = begun(alone, STILL, STILL)
+    assert [decoding.room for decoding in line] == [False, False]
+    assert [numbers(decoding) for decoding in line] == [[0], [0]]
 
 
 def test_decodings_that_were_dropped_hold_no_place(decoder: IsolatedDecoder) -> None:

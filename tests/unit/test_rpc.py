@@ -4,6 +4,7 @@ import queue
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
@@ -103,12 +104,17 @@ def test_a_worker_on_one_item_for_long_is_stuck() -> None:
 class Slow:
     """Work elsewhere that ends when it is told to."""
 
+    room = False
+
     def __init__(self, within: float = 60.0) -> None:
         self.due = time.monotonic() + within
         self._ours, self._theirs = socket.socketpair()
 
     def fileno(self) -> int:
         return self._ours.fileno()
+
+    def ready(self) -> bool:
+        return True
 
     def late(self) -> bool:
         return True
@@ -156,6 +162,85 @@ def test_the_next_item_is_begun_before_one_is_finished(slow: MakeSlow) -> None:
         work.end()
     assert run.says(4) == ["finish 0", "begin 2", "finish 1", "finish 2"]
     assert run.ended.wait(30)
+
+
+def test_more_items_are_begun_while_the_last_has_room_for_more(slow: MakeSlow) -> None:
+    items = [slow() for _ in range(BEGUN + 4)]
+    for item in items[: BEGUN + 1]:
+        item.room = True
+    run = Elsewhere(items)
+    run.workers.submit(run.job)
+    assert run.says(BEGUN + 2) == [f"begin {k}" for k in range(BEGUN + 2)]
+    items[0].end()
+    # There is room again for as many as ever, no more.
+    assert run.says(1) == ["finish 0"]
+    for item in items[1:]:
+        item.end()
+    assert run.says(2 * (BEGUN + 4) - (BEGUN + 3))[-1].startswith("finish")
+
+
+class Twins:
+    """A job of two workers that begin as many items each; ``finish`` is called with the thread's ident."""
+
+    EACH = 6
+
+    def __init__(self, slow: MakeSlow, finish: Callable[[int], None]) -> None:
+        self.works = [slow() for _ in range(2 * self.EACH)]
+        for work in self.works:
+            work.room = True
+        self.ended = threading.Event()
+        self._finish = finish
+        self._together = threading.Barrier(2)
+        Workers(2, "test").submit(Job(len(self.works), self._begin, time.monotonic() + 60, self.ended.set))
+
+    def end(self) -> None:
+        for work in self.works:
+            work.end()
+
+    def _begin(self, position: int) -> Begun:
+        self._together.wait(30)
+        return Begun(self.works[position], lambda: self._finish(threading.get_ident()))
+
+
+def test_of_two_threads_with_many_items_one_finishes_at_a_time(slow: MakeSlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_FLOOR_SECONDS", 60.0)
+    left: Counter[int] = Counter()
+    side_by_side = [0]
+    most: list[int] = []
+
+    def finish(thread: int) -> None:
+        left[thread] += 1
+        if left[thread] > Twins.EACH - BEGUN:
+            # It has few items by now.
+            return
+        side_by_side[0] += 1
+        threading.Event().wait(0.005)
+        most.append(side_by_side[0])
+        side_by_side[0] -= 1
+
+    twins = Twins(slow, finish)
+    twins.end()
+    assert twins.ended.wait(30)
+    assert most == [1] * 2 * (Twins.EACH - BEGUN)
+
+
+def test_a_thread_that_hangs_on_an_item_holds_up_no_other(slow: MakeSlow) -> None:
+    hangs, others = threading.Event(), queue.SimpleQueue[int]()
+    first: list[int] = []
+
+    def finish(thread: int) -> None:
+        first.append(thread)
+        if len(first) == 1:
+            assert hangs.wait(30)
+        elif thread != first[0]:
+            others.put(thread)
+
+    twins = Twins(slow, finish)
+    twins.end()
+    for _ in range(Twins.EACH):
+        others.get(timeout=30)
+    hangs.set()
+    assert twins.ended.wait(30)
 
 
 def test_an_item_that_takes_long_elsewhere_holds_up_no_other(slow: MakeSlow) -> None:

@@ -50,8 +50,8 @@ class Pool:
 
     Args:
         workload: a module with ``prepare(config)``, called once in the helper, and the worker's life, ``serve(socket,
-            memory, config, begin)``: it returns at the socket's end, works on requests in the order they come, and
-            calls ``begin()`` before each.
+            memory, config, begin, ring)``: it returns at the socket's end, works on requests in the order they come,
+            calls ``begin()`` before each, and ``ring()`` after an answer, or after a few while requests wait.
         config: JSON for both.
         places: requests that a worker has at once.
         place_bytes: shared memory for each; only what is used is ever taken.
@@ -171,9 +171,9 @@ class Pool:
                 raise unavailable("the pool is closed")
             if not self._helper.alive():
                 self._helper.start(self._arguments)
-            theirs, memory = worker.open(_START_SECONDS)
+            theirs, memory, bell = worker.open(_START_SECONDS)
             try:
-                pid, cause = self._helper.spawn(worker.slot, [theirs.fileno(), memory])
+                pid, cause = self._helper.spawn(worker.slot, [theirs.fileno(), memory, bell])
             finally:
                 theirs.close()
                 os.close(memory)

@@ -35,7 +35,7 @@ def main(control: socket.socket, workload: Any, config: Any, limits: tuple[int, 
     pids: dict[int, int] = {}
     while True:
         try:
-            message, descriptors, _, _ = socket.recv_fds(control, 4096, 2)
+            message, descriptors, _, _ = socket.recv_fds(control, 4096, 3)
         except ConnectionError:
             break
         if not message:
@@ -65,7 +65,7 @@ def _end(pid: int) -> int:
     return status
 
 
-def _live(workload: Any, config: Any, limits: tuple[int, int], connection: int, memory: int) -> None:
+def _live(workload: Any, config: Any, limits: tuple[int, int], connection: int, memory: int, bell: int) -> None:
     """The worker: never returns."""
     code = 1
     try:
@@ -74,7 +74,7 @@ def _live(workload: Any, config: Any, limits: tuple[int, int], connection: int, 
             os.close(memory)
             begin = _confine(*limits)
             ours.send(b"ready")
-            workload.serve(ours, shared, config, begin)
+            workload.serve(ours, shared, config, begin, lambda: os.eventfd_write(bell, 1))
         code = 0
     except BaseException as error:
         # Its message may quote content.

@@ -4,6 +4,9 @@ The worker takes its requests in the order in which they were sent, and does not
 in line is the one that it is on, and the one that it died of; those behind it were not looked at, and go to its
 replacement.
 
+An answer is sent when it is known, but to wake us for each would cost as much as a tenth of a picture, on both sides.
+So we sleep until the worker rings a bell: when nothing is left to do, or after a few answers.
+
 Everything here is for one thread, the one that leased the worker: `runtime.prefork.Pool`.
 """
 
@@ -26,6 +29,8 @@ MESSAGE_BYTES: Final = 64 * 1024
 #: How long a request waits behind another before it is better moved to another worker (seconds): far above what a
 #: picture takes.
 PATIENCE: Final = 1.0
+#: How long answers may lie here for which the bell has not rung, because the next request takes long (seconds).
+_LOOK_SECONDS: Final = 0.02
 #: Shared memory of one worker above this is given back after use (bytes).
 _KEPT_BYTES: Final = 8 * 1024 * 1024
 _NOTHING: Final = mmap.mmap(-1, 1)
@@ -53,11 +58,21 @@ class Worker:
         self.free = list(range(places))
         #: Those whose last answer is not there yet, in the order in which they are worked on.
         self.line: deque[Turn] = deque()
+        #: Bytes of their data.
+        self.load = 0
         #: Monotonic instant at which the first in line became it, and until which its answer is waited for.
         self.since = self.due = 0.0
         self._places = places
         self._wall_seconds = wall_seconds
         self._socket: socket.socket | None = None
+        #: An eventfd that the worker rings, and what can be read when it has rung or the worker is dead.
+        self._bell = -1
+        self._ear: select.epoll | None = None
+        #: A message that was read before it was asked for.
+        self._heard: bytes | None = None
+        #: Whether all that had been said when the bell was last silenced is read; and the monotonic instant of that.
+        self._silent = True
+        self._looked = 0.0
 
     @property
     def busy(self) -> bool:
@@ -69,9 +84,9 @@ class Worker:
         """Whether the first in line takes so long that others should not wait behind it."""
         return bool(self.line) and time.monotonic() - self.since > PATIENCE
 
-    def open(self, start_seconds: float) -> tuple[socket.socket, int]:
-        """Make a socket and shared memory for a new process, which has so long to say that it is ready; returns its
-        ends of both."""
+    def open(self, start_seconds: float) -> tuple[socket.socket, int, int]:
+        """Make a socket, shared memory and a bell for a new process, which has so long to say that it is ready; returns
+        its end of the socket, and the other two, of which the bell stays ours."""
         self.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # It has room for every message that there can be at once.
@@ -84,8 +99,13 @@ class Worker:
         self._socket = ours
         # Pages are taken when they are written: the size is only address space.
         self.memory = mmap.mmap(memory, size)
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._ear = select.epoll()
+        self._ear.register(self._bell, select.EPOLLIN)
+        # Only for its end, which is told in any case.
+        self._ear.register(ours, 0)
         self.due = time.monotonic() + start_seconds
-        return theirs, memory
+        return theirs, memory, self._bell
 
     def send(self, message: bytes) -> bool:
         """False: the worker is dead."""
@@ -97,12 +117,42 @@ class Worker:
 
     def receive(self) -> bytes:
         """What it says next; empty: it is dead. Raises TimeoutError when `due` has passed."""
+        heard, self._heard = self._heard, None
+        if heard is not None:
+            return heard
         # Mostly it is there: a socket with a time limit would ask the system for that first.
         with suppress(BlockingIOError):
             return self._hear()
         if not _readable(self._connection(), self.due):
             raise TimeoutError
         return self._hear()
+
+    def answered(self) -> bool:
+        """Whether `receive` need not wait, as far as is known without a `look`."""
+        if self._heard is None and not self._silent:
+            try:
+                self._heard = self._hear()
+            except BlockingIOError:
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._bell)
+                # Once more: for what was said before the bell fell silent it will not ring.
+                with suppress(BlockingIOError):
+                    self._heard = self._hear()
+                self._silent = self._heard is None
+                self._looked = time.monotonic()
+        return self._heard is not None
+
+    def look(self) -> bool:
+        """Whether `receive` need not wait. If it must, the bell is silent, and `fileno` or `look_at` tell when to look
+        again."""
+        self._silent = False
+        return self.answered()
+
+    @property
+    def look_at(self) -> float:
+        """Monotonic instant at which to `look`: the bell rings at once where nothing stands behind the first."""
+        look_at = max(self._looked, self.since) + _LOOK_SECONDS
+        return min(look_at, self.due) if len(self.line) > 1 else self.due
 
     def _hear(self) -> bytes:
         try:
@@ -114,8 +164,10 @@ class Worker:
             return b""
 
     def fileno(self) -> int:
-        """A descriptor that can be read when `receive` need not wait."""
-        return self._connection().fileno()
+        """A descriptor that can be read when the bell has rung, or the process has ended."""
+        if self._ear is None:
+            raise unavailable("the pool is closed")
+        return self._ear.fileno()
 
     def start_clock(self) -> None:
         """The first in line is worked on from now, or again."""
@@ -140,6 +192,11 @@ class Worker:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+        if self._ear is not None:
+            self._ear.close()
+            os.close(self._bell)
+            self._ear = None
+        self._heard, self._silent = None, True
         self.pid = 0
         # Arrays over the old memory may still be held somewhere; it is unmapped with the last of them.
         self.memory = _NOTHING
@@ -184,7 +241,7 @@ class Turn:
     @property
     def due(self) -> float:
         """Monotonic instant until which it is waited for: for the answer, or to be first."""
-        return self.worker.due if self.first else max(self.worker.since + PATIENCE, self.patient_until)
+        return self.worker.look_at if self.first else max(self.worker.since + PATIENCE, self.patient_until)
 
     def join(self, request: bytes, data: bytes) -> None:
         """Stand in line.
@@ -195,6 +252,7 @@ class Turn:
         """
         self._request, self._data = request, data
         self.worker.line.append(self)
+        self.worker.load += len(data)
         if self.first:
             self.worker.start_clock()
         self.put()
@@ -220,6 +278,7 @@ class Turn:
     def leave(self) -> None:
         """Its last answer is here, or there will be none: the worker is on the next in line."""
         self.worker.line.remove(self)
+        self.worker.load -= len(self._data)
         self._data = b""
         self.worker.start_clock()
 

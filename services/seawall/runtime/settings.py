@@ -191,7 +191,7 @@ class RpcServerSettings(Group):
     # The bound port is written here once the service is ready, and the file removed when it stops.
     port_file: Path | None = None
     # Threads that score; as many as the CPUs that affinity and the container's quota allow. Each may hold two items'
-    # media in memory, and has two decoding processes where a stage decodes.
+    # media in memory, or small ones of 2 MB in all and one more, and has a decoding process where a stage decodes.
     workers: int = Field(default_factory=lambda: min(cpus.available(), 256), ge=1, le=256)
     # Batches in progress or waiting; one more is answered RESOURCE_EXHAUSTED at once. The limit adapts below it.
     max_concurrent_rpcs: int = Field(default=16, ge=1)

@@ -11,6 +11,10 @@ and an item that takes long elsewhere holds up no other.
 An item may also be *held*, because what is left of it costs less together with others': a thread that holds one
 finishes what it has begun, and works on all that it holds when that is all, or enough, or would take long. Nothing
 waits for an item that is not there yet.
+
+Threads that finish items side by side stop each other at every call that frees the interpreter's lock: each time one
+sleeps, a process that decodes runs in its place, and both find their caches cold. So of two threads that have many
+items begun, one has the *floor*.
 """
 
 from __future__ import annotations
@@ -24,8 +28,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
-#: Items that one thread has begun and not finished, at most: one to finish, and one ahead. With more, a thread would
-#: hold what another has time for.
+#: Items that one thread has begun and not finished, unless the last has `Elsewhere.room` for more: one to finish, and
+#: one ahead. With more, a thread would hold what another has time for.
 BEGUN: Final = 2
 #: Items that one thread holds, at most. An inference of four pictures costs 8 % less than four of one, of eight hardly
 #: less than that, and the first of them waits for the last.
@@ -33,6 +37,8 @@ HELD: Final = 4
 #: How long what is held waits for the next of the items that are begun (seconds): twice what a photograph takes to
 #: decode. For one that takes longer the others would wait for longer than they gain.
 PATIENCE: Final = 0.002
+#: How long a thread waits for the floor (seconds): longer than another takes for what it was woken for.
+_FLOOR_SECONDS: Final = 0.05
 
 
 class Elsewhere(Protocol):
@@ -49,6 +55,16 @@ class Elsewhere(Protocol):
 
     def fileno(self) -> int:
         """A descriptor that can be read when the work is done; negative: there is nothing to wait for."""
+        ...
+
+    def ready(self) -> bool:
+        """The descriptor can be read; whether the work is done. If not, it cannot be read any more."""
+        ...
+
+    @property
+    def room(self) -> bool:
+        """Whether a thread that began this last may begin more than `BEGUN`: items so small that it matters more how
+        often the two wake each other."""
         ...
 
 
@@ -157,8 +173,11 @@ class Workers:
         self._stopped = False
         #: Monotonic instant at which each worker began the item it is on; 0 when it is on none.
         self._began = [0.0] * count
+        floors = [threading.Lock() for _ in range(0, count, 2)]
         self._threads = [
-            threading.Thread(target=self._run, args=(index,), name=f"{name}-{index}", daemon=True)
+            threading.Thread(
+                target=self._run, args=(index, _Floor(floors[index // 2])), name=f"{name}-{index}", daemon=True
+            )
             for index in range(count)
         ]
         for thread in self._threads:
@@ -187,7 +206,7 @@ class Workers:
         for bell in woken:
             bell.ring()
 
-    def _run(self, index: int) -> None:
+    def _run(self, index: int, floor: _Floor) -> None:
         bell = _Bell()
         mine = _Items()
         job: Job | None = None
@@ -205,9 +224,10 @@ class Workers:
                 self._began[index] = time.monotonic()
                 mine.finish_held()
             elif self._stopped and not mine.begun:
+                floor.leave()
                 bell.close()
                 return
-            elif (place := self._wait(mine, bell)) is not None:
+            elif (place := self._wait(mine, bell, floor)) is not None:
                 self._began[index] = time.monotonic()
                 mine.finish_begun(place)
             self._began[index] = 0.0
@@ -216,17 +236,19 @@ class Workers:
         with self._lock:
             return self._queue.popleft() if self._queue else None
 
-    def _wait(self, mine: _Items, bell: _Bell) -> int | None:
+    def _wait(self, mine: _Items, bell: _Bell, floor: _Floor) -> int | None:
         """Sleep until one of those begun can be finished, and say which, or until there may be something else to do."""
         begun = mine.begun
         if not mine.room:
-            return _ready(begun, mine.patience)
+            return _ready(begun, mine.patience, floor)
+        if begun and (place := _ready(begun, 0, floor)) is not None:
+            return place
         with self._lock:
             if self._queue or (self._stopped and not begun):
                 return None
             # Whoever has nothing to do is woken before those that wait.
             self._asleep.insert(len(self._asleep) if begun else 0, bell)
-        place = _ready(begun, mine.patience, bell)
+        place = _ready(begun, mine.patience, floor, bell)
         with self._lock:
             if bell in self._asleep:
                 self._asleep.remove(bell)
@@ -248,7 +270,9 @@ class _Items:
     @property
     def room(self) -> bool:
         """Whether another item may be begun."""
-        return len(self.begun) < BEGUN and len(self.begun) + len(self._held) < HELD
+        if self._held and len(self.begun) + len(self._held) >= HELD:
+            return False
+        return len(self.begun) < BEGUN or self.begun[-1][1].work.room
 
     @property
     def patience(self) -> float | None:
@@ -291,6 +315,28 @@ class _Items:
             self.put(job, item)
 
 
+class _Floor:
+    """What one thread of two has while it finishes what it was woken for."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        """``lock``: of the two."""
+        self._lock = lock
+        self._mine = False
+        self._patient = True
+
+    def take(self) -> None:
+        """Wait for it, but not for long: whoever has it may hang, or never sleep. Then go on without, and do not wait
+        again before it was to be had."""
+        self._mine = self._mine or self._lock.acquire(timeout=_FLOOR_SECONDS if self._patient else 0)
+        self._patient = self._mine
+
+    def leave(self) -> None:
+        """Before sleeping."""
+        if self._mine:
+            self._mine = False
+            self._lock.release()
+
+
 class _Bell:
     """Wakes a thread that waits for descriptors."""
 
@@ -312,11 +358,13 @@ class _Bell:
         os.close(self._rope)
 
 
-def _ready(begun: deque[tuple[Job, Begun]], timeout: float | None, bell: _Bell | None = None) -> int | None:
+def _ready(
+    begun: deque[tuple[Job, Begun]], timeout: float | None, floor: _Floor, bell: _Bell | None = None
+) -> int | None:
     """The place of one that can be finished or has waited long enough; None: the bell rang, or ``timeout`` (seconds,
-    None: until the first is due) has passed."""
+    None: until the first is due) has passed. Whoever must sleep for it leaves the floor."""
     poll = select.poll()
-    places = {}
+    places: dict[int, int] = {}
     until = float("inf")
     for place, (_, item) in enumerate(begun):
         descriptor = item.work.fileno()
@@ -331,8 +379,13 @@ def _ready(begun: deque[tuple[Job, Begun]], timeout: float | None, bell: _Bell |
         poll.register(bell.fileno(), select.POLLIN)
     if timeout is None and begun:
         timeout = max(until - time.monotonic(), 0.0)
-    for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000):
-        if descriptor in places:
-            return places[descriptor]
+    floor.leave()
+    readable = poll.poll(None if timeout is None else timeout * 1000)
+    if readable and len(begun) > BEGUN:
+        floor.take()
+    for descriptor, _ in readable:
+        found = places.get(descriptor)
+        if found is not None and begun[found][1].work.ready():
+            return found
     now = time.monotonic()
     return next((place for place, (_, item) in enumerate(begun) if item.work.due <= now and item.work.late()), None)

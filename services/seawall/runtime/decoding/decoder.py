@@ -32,6 +32,15 @@ class Decoding(Protocol[Item]):
         """A descriptor that can be read when the next item is there; -1: there is nothing to wait for."""
         ...
 
+    def ready(self) -> bool:
+        """The descriptor can be read; whether that is because the next item is there."""
+        ...
+
+    @property
+    def room(self) -> bool:
+        """Whether its thread may begin more than `workers.BEGUN`, this one being the last begun."""
+        ...
+
     def close(self) -> None:
         """Free what it holds. May be called twice."""
         ...
@@ -119,6 +128,7 @@ class _Here(Generic[Made]):
     """A `Decoding` that does its work when it is asked."""
 
     due = 0.0
+    room = False
 
     def __init__(self, items: Generator[Made, None, None]) -> None:
         self._items = items
@@ -127,6 +137,9 @@ class _Here(Generic[Made]):
         return -1
 
     def late(self) -> bool:
+        return True
+
+    def ready(self) -> bool:
         return True
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -29,6 +30,10 @@ from seawall.runtime.workers import BEGUN
 _CRASH_LOOP: Final = 5
 #: A worker that computes without pause reaches its CPU limit first; this is for one that waits for something.
 _WALL_FACTOR: Final = 4
+#: Files that stand in line before a worker which says of them in a few bytes what is wanted; and of how many bytes, of
+#: which the last file may exceed it. While it is on one half, its thread is on the other: see `prefork_line`.
+_LINE: Final = 32
+_LINE_BYTES: Final = 2 * 1024 * 1024
 #: Workers for what stands behind a file that takes long.
 _SPARE: Final = 1
 _log = get_logger(__name__)
@@ -40,7 +45,7 @@ def make_decoder(settings: DecodingSettings, threads: int, measure: str = "", **
     """The decoder that the settings ask for.
 
     Args:
-        threads: how many will use it; each has `BEGUN` decodings at once, at most.
+        threads: how many will use it; each has `BEGUN` decodings at once, at most, or as many as have `room`.
         measure: "module:function"; the function makes a `Measure` of a dict of ``options``, which are JSON.
 
     Raises Retryable("WORKERS_UNAVAILABLE").
@@ -64,7 +69,9 @@ class IsolatedDecoder:
         limits = Limits(settings.memory_bytes, settings.cpu_seconds, settings.cpu_seconds * _WALL_FACTOR)
         config = {"limits": settings.model_dump(mode="json"), "measure": measure, "options": options}
         place = messages.place_bytes(settings)
-        pool = Pool("seawall.runtime.decoding.worker", config, workers, limits, BEGUN, place)
+        # Who is given frames has more to do with each than the worker, and should not have what another has time for.
+        places = _LINE if measure else BEGUN
+        pool = Pool("seawall.runtime.decoding.worker", config, workers, limits, places, place)
         self._workers = _Workers(pool)
 
     @property
@@ -131,12 +138,24 @@ class _Elsewhere(Generic[Item]):
         return self._turn.due if self._turn is not None else 0.0
 
     def fileno(self) -> int:
-        return self._turn.worker.fileno() if self._turn is not None else -1
+        turn = self._turn
+        return -1 if turn is None or (turn.first and turn.worker.answered()) else turn.worker.fileno()
+
+    def ready(self) -> bool:
+        turn = self._turn
+        return turn is None or not turn.first or turn.worker.look()
+
+    @property
+    def room(self) -> bool:
+        turn = self._turn
+        return turn is not None and bool(turn.worker.free) and turn.worker.load <= _LINE_BYTES
 
     def late(self) -> bool:
         turn = self._turn
-        if turn is None or turn.first:
+        if turn is None:
             return True
+        if turn.first:
+            return turn.worker.look() or turn.worker.due <= time.monotonic()
         try:
             self._move()
         except Retryable:

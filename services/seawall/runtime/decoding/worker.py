@@ -9,8 +9,8 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from PIL import AvifImagePlugin, Image
@@ -22,6 +22,9 @@ from seawall.runtime.decoding.limits import DecodingSettings
 from seawall.runtime.decoding.unscannable import Reason, Unscannable
 
 Item = TypeVar("Item")
+
+#: Answers that are given before the service is woken for them, where more files wait.
+_ANSWERS: Final = 16
 
 #: What is measured of frames, if anything; made in the helper, so that what it loads is shared.
 _measure: Measure | None = None
@@ -43,14 +46,22 @@ def prepare(config: dict[str, Any]) -> None:
     pixels.large_slot = _one_process
 
 
-def serve(connection: socket.socket, memory: mmap.mmap, config: dict[str, Any], begin: Callable[[], None]) -> None:
+def serve(
+    connection: socket.socket,
+    memory: mmap.mmap,
+    config: dict[str, Any],
+    begin: Callable[[], None],
+    ring: Callable[[], None],
+) -> None:
     """Decode one file after the other until the service closes the connection."""
     limits = DecodingSettings.model_validate(config["limits"])
     shared = np.frombuffer(memory, np.uint8)
-    service = _Service(connection)
+    service = _Service(connection, ring)
     while message := service.request():
         begin()
         request = messages.Request.decode(message)
+        # A frame is worth waking for: there is more to do with it than to decode it.
+        service.hurried = request.argument is None
         data = memory[request.begin : request.begin + request.length]
         end = request.begin + messages.place_bytes(limits)
         space = shared[messages.frames_begin(request.begin, request.length) : end]
@@ -77,10 +88,15 @@ def serve(connection: socket.socket, memory: mmap.mmap, config: dict[str, Any], 
 class _Service:
     """What the service says. Requests may come while one is being answered, and wait for their turn."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, ring: Callable[[], None]) -> None:
         self._connection = connection
+        self._ring = ring
         #: At most as many as the service has places for.
         self._waiting: deque[bytes] = deque()
+        #: Answers for which the bell has not rung.
+        self._answers = 0
+        #: Whether each answer to the present request is waited for.
+        self.hurried = True
 
     def request(self) -> bytes:
         """The next; empty: the service is gone."""
@@ -92,13 +108,25 @@ class _Service:
             self._waiting.append(message)
         return message
 
-    def say(self, message: bytes) -> None:
-        """Raises ConnectionError if the service is gone."""
+    def say(self, message: bytes, *, last: bool = True) -> None:
+        """Answer the request, for the last time or not. Raises ConnectionError if the service is gone."""
+        patient = last and not self.hurried and self._busy()
         self._connection.send(message)
+        self._answers += 1
+        if not patient or self._answers >= _ANSWERS:
+            self._answers = 0
+            self._ring()
 
-    def _receive(self) -> bytes:
+    def _busy(self) -> bool:
+        """Whether another request waits."""
+        if not self._waiting:
+            with suppress(BlockingIOError):
+                self._waiting.append(self._receive(socket.MSG_DONTWAIT))
+        return bool(self._waiting)
+
+    def _receive(self, flags: int = 0) -> bytes:
         try:
-            return self._connection.recv(1024)
+            return self._connection.recv(1024, flags)
         except ConnectionError:
             return b""
 
@@ -127,7 +155,7 @@ def _answer(service: _Service, items: Iterator[Item], put: Callable[[Item, bool]
         except (Unscannable, MemoryError) as error:
             fault = error
         last = following is None and fault is None
-        service.say(put(item, last))
+        service.say(put(item, last), last=last)
         if last or service.wish() != messages.NEXT:
             return
         if fault is not None:
