@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -7,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -26,6 +28,7 @@ from seawall.runtime.decoding import (
     Reason,
     Unscannable,
     messages,
+    worker,
 )
 from seawall.runtime.decoding.isolated import IsolatedDecoder, make_decoder
 from seawall.runtime.prefork_line import Worker
@@ -535,3 +538,43 @@ def test_a_closed_decoder_refuses() -> None:
 def test_a_workers_word_is_checked(message: bytes) -> None:
     with pytest.raises(messages.DecoderFailed):
         messages.take_frame(message, np.zeros(4096, np.uint8))
+
+
+@pytest.mark.parametrize("wish", [messages.NEXT, b"enough"])
+def test_a_fault_behind_a_frame_keeps_no_pixels_alive(wish: bytes) -> None:
+    """A worker lives within a limit of memory: what it holds until garbage is collected is taken from the next file."""
+
+    class Pixels:
+        pass
+
+    class Service:
+        hurried = True
+
+        def say(self, message: bytes, *, last: bool = True) -> None:
+            assert message == b"a frame"
+
+        def wish(self) -> bytes:
+            return wish
+
+    seen: list[weakref.ref[Pixels]] = []
+
+    def frames() -> Iterator[Pixels]:
+        for number in range(2):
+            pixels = Pixels()
+            seen.append(weakref.ref(pixels))
+            if number:
+                raise Unscannable(Reason.TRUNCATED, "the second frame is damaged")
+            yield pixels
+            del pixels
+
+    raised = False
+    gc.disable()
+    try:
+        try:
+            worker._answer(cast(Any, Service()), frames(), lambda item, last: b"a frame")
+        except Unscannable:
+            raised = True
+        assert raised == (wish == messages.NEXT)
+        assert [one() for one in seen] == [None, None]
+    finally:
+        gc.enable()

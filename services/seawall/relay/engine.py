@@ -287,7 +287,8 @@ class Engine(StreamEngine):
                         context=span.context,
                     )
                 except (Poison, Retryable) as failed:
-                    error = failed
+                    # Its traceback holds this frame, which would hold it: garbage, and in it a batch.
+                    error = failed.with_traceback(None)
                     span.fail(failed.reason)
             if reply is not None:
                 await self._emit(batch, reply, batched, sent)

@@ -153,13 +153,18 @@ def _answer(service: _Service, items: Iterator[Item], put: Callable[[Item, bool]
         try:
             following = next(items, None)
         except (Unscannable, MemoryError) as error:
-            fault = error
+            # Without the frames of the decoder that its traceback holds, and with them pixels.
+            fault = error.with_traceback(None)
         last = following is None and fault is None
         service.say(put(item, last), last=last)
         if last or service.wish() != messages.NEXT:
             return
         if fault is not None:
-            raise fault
+            try:
+                raise fault
+            finally:
+                # Its traceback holds this frame, which would hold it, and the last item, until garbage is collected.
+                del fault
         item = following
 
 
