@@ -135,7 +135,9 @@ def test_the_states_of_the_other_exchanges(tmp_path: Path) -> None:
     assert [hashes(record) for record in records] == [{"pdq": PDQ}]
 
 
-class Hostile:
+class Called:
+    """Is written as a call."""
+
     def __init__(self, run: Any, *arguments: Any) -> None:
         self.reduced = (run, arguments)
 
@@ -143,12 +145,21 @@ class Hostile:
         return self.reduced
 
 
+def test_a_state_may_name_the_members_of_enumerations(tmp_path: Path) -> None:
+    # As Python 3.11.0 to 3.11.3 write them.
+    updates: dict[Any, Any] = {"42-image1": ncmec_entry(1, entry_type=Called(getattr, NCMECEntryType, "image"))}
+    records, refused = read(tmp_path, "threatexchange", pickle.dumps(FetchDelta(updates, NCMECCheckpoint(1))))
+    assert [one.entry_id for one in records] == ["42.image1"]
+    assert not refused
+
+
 def test_a_state_runs_no_code(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     for content in (
-        pickle.dumps(Hostile(os.system, f"touch {mark}")),
-        pickle.dumps(Hostile(eval, f"open({str(mark)!r}, 'w')")),
-        pickle.dumps(FetchDelta({"x": Hostile(os.system, f"touch {mark}")}, None)),
+        pickle.dumps(Called(os.system, f"touch {mark}")),
+        pickle.dumps(Called(eval, f"open({str(mark)!r}, 'w')")),
+        pickle.dumps(FetchDelta({"x": Called(os.system, f"touch {mark}")}, None)),
+        pickle.dumps(FetchDelta({"x": Called(getattr, set, "pop")}, None)),
         b"cthreatexchange.exchanges.fetch_state\nos.system\n(S'true'\ntR.",
         b"\x80\x04garbage",
         b"",

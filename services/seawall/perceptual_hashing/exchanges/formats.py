@@ -141,9 +141,6 @@ def _nameless(listed: ListedHash, note: str = "") -> ExchangeRecord:
 # ---- python-threatexchange: its state --------------------------------------------------------------------------------
 
 _PACKAGE: Final = "threatexchange."
-_PLAIN: Final = {("builtins", "set"): set, ("builtins", "frozenset"): frozenset, ("collections", "OrderedDict"): dict}
-
-
 class _Held:
     """In the place of an object of the library: what was written of it."""
 
@@ -172,6 +169,21 @@ class _Held:
         if name.startswith("__"):
             raise AttributeError(name)
         return self.state.get(name)
+
+
+def _member(of: Any, name: str) -> _Held:
+    """In the place of ``getattr``, by which Python 3.11.0 to 3.11.3 write the members of an enumeration."""
+    if not (isinstance(of, type) and issubclass(of, _Held)):
+        raise pickle.UnpicklingError("only an enumeration's members are named")
+    return of(name)
+
+
+_PLAIN: Final[Mapping[tuple[str, str], Any]] = {
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("collections", "OrderedDict"): dict,
+    ("builtins", "getattr"): _member,
+}
 
 
 class _Unpickler(pickle.Unpickler):
