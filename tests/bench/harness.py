@@ -110,10 +110,18 @@ async def create_topics(broker: KafkaBroker, specs: Sequence[TopicSpec]) -> None
 
 
 @asynccontextmanager
-async def child(arguments: Sequence[str], **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A Python process of the project; ended by its id when the context is left."""
+async def child(
+    arguments: Sequence[str], piped: bool = False, /, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A Python process of the project, its standard input and output ``piped`` or not; ended by its id when the context
+    is left."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, cwd=ROOT, env={**os.environ, **environment}, stdin=asyncio.subprocess.DEVNULL
+        sys.executable,
+        *arguments,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdin=asyncio.subprocess.PIPE if piped else asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE if piped else None,
     )
     try:
         yield process

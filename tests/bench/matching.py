@@ -31,6 +31,8 @@ from tests.bench.harness import Report, say
 KIND = "pdq.512"
 RADIUS = 31
 _QUERIES = 20_000
+#: The best of them counts: the search waits for memory, which others on the machine use too.
+_ROUNDS = 8
 _ADDED = 10_000
 _LARGE = 5_000_000
 
@@ -130,7 +132,7 @@ def _serve(path: Path) -> Served:
     # Compiles, and touches the pages.
     segment.search(KIND, permuted(queries), RADIUS)
     rates = []
-    for _ in range(3):
+    for _ in range(_ROUNDS):
         cpu = time.process_time()
         segment.search(KIND, permuted(queries), RADIUS)
         rates.append(_QUERIES / (time.process_time() - cpu))
