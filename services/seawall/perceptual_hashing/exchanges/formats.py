@@ -141,6 +141,8 @@ def _nameless(listed: ListedHash, note: str = "") -> ExchangeRecord:
 # ---- python-threatexchange: its state --------------------------------------------------------------------------------
 
 _PACKAGE: Final = "threatexchange."
+
+
 class _Held:
     """In the place of an object of the library: what was written of it."""
 
