@@ -267,7 +267,7 @@ class EmbeddedKafka:
         # Serial collection: the broker's garbage is small and short-lived, and the cores belong to the rooms.
         memory = ("-Xms128m", f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC")
         compiler = ("-XX:TieredStopAtLevel=1",) if self._quick_compiler else ()
-        # A request that comes alone finds its addresses forgotten: with huge pages they are few, and it is 7 % less.
+        # A request that comes alone finds the processor's address caches (TLB) cold: 7 % less CPU with huge pages.
         pages = ("-XX:+UseTransparentHugePages",) if sys.platform == "linux" else ()
         return (*memory, *pages, *compiler, *_LOGGING_FLAGS)
 
