@@ -59,8 +59,6 @@ group.initial.rebalance.delay.ms=0
 # After kill -9 the node is refused until its old session ends; its own controller is in the same process.
 broker.session.timeout.ms=1500
 broker.heartbeat.interval.ms=300
-# No record of nothing twice a second: it says only that the controller is alive, and a fifth of an idle broker's CPU.
-metadata.max.idle.interval.ms=0
 # Small: this machine also runs every room.
 num.network.threads=2
 num.io.threads=4
