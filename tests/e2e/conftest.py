@@ -79,6 +79,13 @@ class UpMesh:
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 
+    def whole_status(self) -> Any:
+        """What `status` says once every room is ready: a test before may have killed one that nobody waited for."""
+        give_up = time.monotonic() + 60
+        while not (document := self.seawall_json("status"))["healthy"] and time.monotonic() < give_up:
+            time.sleep(0.2)
+        return document
+
     def pid_of(self, room: str) -> int:
         """The process id of a room, or of the broker, now."""
         path = self.home / ("kafka/broker.pid" if room == "kafka" else f"run/{room}.ready")

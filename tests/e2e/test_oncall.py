@@ -36,7 +36,7 @@ def blocked(mesh: UpMesh) -> dict[str, Any]:
 
 
 def test_status_shows_every_room_and_what_it_rests_on(mesh: UpMesh, blocked: dict[str, Any]) -> None:
-    document = mesh.seawall_json("status")
+    document = mesh.whole_status()
     rooms = {line["room"]: line for line in document["rooms"]}
     assert set(rooms) == {*ROOMS, "ledger", "console"}
     assert {line["state"] for line in rooms.values()} == {"ready"}, document

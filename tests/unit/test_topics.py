@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import pytest
 
 from seawall.core.errors import Fatal
 from seawall.runtime import topics
 from seawall.runtime.broker import TopicSpec
-from seawall.runtime.memory import InMemoryBroker
+from seawall.runtime.memory import InMemoryAdmin, InMemoryBroker
 from seawall.runtime.murmur2 import murmur2
 from seawall.runtime.settings import KafkaSettings
 from seawall.runtime.topics import TopicNames, TopicSettings
@@ -73,6 +75,23 @@ async def test_apply_creates_what_is_absent_once_and_then_nothing_is_wrong(broke
     assert await topics.apply(broker, KAFKA) == []
     assert await topics.check(broker, NAMES) == []
     await topics.check_at_start(broker, NAMES)
+
+
+async def test_apply_waits_for_a_broker_that_learns_late(
+    broker: InMemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    partitions = InMemoryAdmin.partitions
+
+    async def late(admin: InMemoryAdmin, names: Collection[str]) -> Mapping[str, int]:
+        nonlocal asked
+        asked += 1
+        there = await partitions(admin, names)
+        return {name: count for name, count in there.items() if asked > 3 or name != NAMES.signals}
+
+    monkeypatch.setattr(InMemoryAdmin, "partitions", late)
+    assert await topics.apply(broker, KAFKA) == list(NAMES.all)
+    assert asked == 4
 
 
 async def test_apply_works_in_a_lane(broker: InMemoryBroker) -> None:

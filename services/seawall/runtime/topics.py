@@ -6,6 +6,8 @@ and a decision's time is the log time of the record that completed it, so the lo
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -27,6 +29,10 @@ DEAD_LETTER_MAX_BYTES: Final = DECISION_MAX_BYTES + 64 * 1024
 BANK_ENTRY_MAX_BYTES: Final = 64 * 1024
 ACTOR_MAX_BYTES: Final = 64 * 1024
 OVERRIDE_MAX_BYTES: Final = 64 * 1024
+
+#: How long brokers may take to learn of a new topic, and between two looks. Seconds.
+_VISIBLE_SECONDS: Final = 10.0
+_VISIBLE_POLL_SECONDS: Final = 0.05
 
 _LOG_TIME: Final = {"message.timestamp.type": "LogAppendTime"}
 
@@ -168,7 +174,7 @@ async def apply(broker: Broker, kafka: KafkaSettings, settings: TopicSettings | 
         wanted = {spec.name: spec.partitions for spec in absent}
         _refuse(_mismatch(names, {**wanted, **there}, settings))
         await admin.create(absent, settings.replication_factor)
-        _refuse(await _problems(admin, names))
+        _refuse(await _lasting_problems(admin, names))
     finally:
         await admin.stop()
     return [spec.name for spec in absent]
@@ -190,6 +196,17 @@ async def check_at_start(broker: Broker, names: TopicNames) -> None:
     Raises Fatal("TOPIC_MISSING" | "PARTITIONS_DIFFER" | "TOPIC_CONFIG_DIFFERS") with the mend.
     """
     _refuse(await check(broker, names))
+
+
+async def _lasting_problems(admin: Admin, names: TopicNames) -> list[Problem]:
+    """As `_problems`, but a topic is missing only if it stays so: each question may go to another broker, which may not
+    have heard of a new topic yet."""
+    give_up = time.monotonic() + _VISIBLE_SECONDS
+    while True:
+        problems = await _problems(admin, names)
+        if time.monotonic() >= give_up or all(problem.reason != "TOPIC_MISSING" for problem in problems):
+            return problems
+        await asyncio.sleep(_VISIBLE_POLL_SECONDS)
 
 
 async def _problems(admin: Admin, names: TopicNames) -> list[Problem]:
