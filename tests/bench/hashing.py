@@ -144,7 +144,8 @@ def _hand_over(report: Report, side: int, files: Sequence[bytes]) -> None:
         rounds = [(spent(here, 1), spent(there, BEGUN), spent(there, 1)) for _ in range(HAND_OVER_ROUNDS)]
         alone, behind, lone = zip(*rounds, strict=True)
         report.add(f"{side}² decode and hash in process", statistics.median(alone) * 1e6, unit="µs")
-        report.add(f"{side}² hand-over to a worker", statistics.median(map(sub, behind, alone)) * 1e6, unit="µs")
+        over = statistics.median(map(sub, behind, alone)) * 1e6
+        report.add(f"{side}² hand-over to a worker", over, 150, "<=", "µs")
         report.add(f"{side}² hand-over of a lone picture", statistics.median(map(sub, lone, alone)) * 1e6, unit="µs")
     finally:
         there.close()
