@@ -80,8 +80,8 @@ class UpMesh:
         return json.loads(done.stdout)
 
     def whole_status(self) -> Any:
-        """What `status` says once every room is ready: a test before may have killed the broker, and not waited for those
-        that no decision waits for."""
+        """What `status` says once every room is ready: a test before may have killed the broker, and not waited for
+        the rooms that no decision waits for."""
         give_up = time.monotonic() + 60
         while not (document := self.seawall_json("status"))["healthy"] and time.monotonic() < give_up:
             time.sleep(0.2)
